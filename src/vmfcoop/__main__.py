@@ -1,0 +1,5 @@
+"""``python -m vmfcoop``."""
+
+from vmfcoop.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""The one seam between methods and CLIP models: a frozen dual encoder onto the unit sphere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """Tokenised texts, padded to the longest of them only.
+
+    Attributes:
+        ids: token ids, shape ``(n, L)``, int64.
+        mask: True at real tokens (begin and end marks among them), shape ``(n, L)``, bool.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+class DualEncoder(ABC):
+    """A frozen image tower and a frozen text tower that end on the unit sphere of ``R^dim``.
+
+    Methods see a CLIP through these names only, so that every method runs on every family. All weights
+    are frozen and in evaluation mode (no dropout, no statistics updated); gradients reach the arguments of
+    :meth:`encode_embeddings`, never the weights.
+
+    Attributes:
+        name: the spec string that loads this encoder again.
+        dim: width d of the shared embedding space.
+        token_width: width w of the text tower's token embeddings.
+        begin_marks: how many marks precede the first token of a text (1 for BERT and CLIP, 0 for SigLIP).
+        context_length: the most tokens of a text, begin and end marks included.
+        image_size: height and width in pixels of an input image.
+        logit_scale: s = exp(logit_scale parameter); logits are ``s * image . text``.
+        device: where the weights lie.
+    """
+
+    name: str
+    dim: int
+    token_width: int
+    begin_marks: int
+    context_length: int
+    image_size: tuple[int, int]
+    logit_scale: float
+    device: torch.device
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of weights, tokenizer and preprocessing, equal over processes and machines."""
+
+    @property
+    @abstractmethod
+    def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that normalise the three channels of an image in [0, 1]."""
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The model's own test-time transform of an RGB image -> pixels of shape ``(3, H, W)``, float32."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(n, 3, H, W)`` -> unit image features ``(n, d)``, float32, without gradient."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts -> tokens padded to the longest of them; longer ones than the context are cut.
+
+        Raises:
+            UserError: if there is no text, or one is empty.
+        """
+
+    @abstractmethod
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        """Token ids ``(n, L)`` -> input embeddings ``(n, L, w)``, before positions are added."""
+
+    @abstractmethod
+    def encode_embeddings(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Input embeddings ``(n, L, w)`` and mask ``(n, L)`` -> unit text features ``(n, d)``.
+
+        Differentiable with respect to ``embeddings``. L may be anything up to the context length: the
+        result does not depend on how many masked positions follow a text.
+        """
+
+    @abstractmethod
+    def vocabulary(self) -> list[str]:
+        """The tokenizer's entries without special and unused ones, in the order of their ids."""
+
+    @abstractmethod
+    def vocabulary_tokens(self) -> Tokens:
+        """Each entry of :meth:`vocabulary` as a text of its own (begin mark, entry, end mark)."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> DualEncoder:
+        """Move the weights; returns the encoder itself."""
+
+    def patch_activations(self, pixels: Tensor) -> Tensor:
+        """Activations of the image tower's last spatial layer, for saliency maps.
+
+        Raises:
+            NotImplementedError: where the family does not offer them.
+        """
+        raise NotImplementedError(f"the backbone '{self.name}' offers no patch activations")
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Tokens, batch_size: int = 256) -> Tensor:
+        """Tokens of n texts -> unit text features ``(n, d)``, float32, without gradient.
+
+        Texts of like length go together, each batch trimmed to its own longest text: the result is the
+        same, padding is not computed.
+        """
+        order = torch.argsort(tokens.mask.sum(dim=1), stable=True)
+        features = torch.empty(len(order), self.dim)
+        for rows in order.split(batch_size):
+            longest = int(tokens.mask[rows].sum(dim=1).max())
+            ids = tokens.ids[rows, :longest].to(self.device)
+            mask = tokens.mask[rows, :longest].to(self.device)
+            features[rows] = self.encode_embeddings(self.token_embeddings(ids), mask).float().cpu()
+        return features
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> unit text features ``(n, d)``, float32, on the CPU, without gradient."""
+        return self.encode_tokens(self.tokenize(texts))
+
+    def encode_vocabulary(self, sample: int | None = None) -> Tensor:
+        """Vocabulary entries as texts of their own -> unit features ``(V, d)``, float32, on the CPU.
+
+        Args:
+            sample: if given, only a seeded random sample of that many entries, for slow machines.
+        """
+        tokens = self.vocabulary_tokens()
+        if sample is not None and sample < len(tokens.ids):
+            rows = torch.randperm(len(tokens.ids), generator=torch.Generator().manual_seed(0))[:sample]
+            tokens = Tokens(tokens.ids[rows.sort().values], tokens.mask[rows.sort().values])
+        return self.encode_tokens(tokens, batch_size=1024)

@@ -1,0 +1,335 @@
+"""The command line: each command a thin call into the API."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from vmfcoop.__about__ import __version__
+from vmfcoop.errors import UserError
+
+if TYPE_CHECKING:
+    from vmfcoop.progress import ProgressReport
+
+USER_ERROR = 2
+out = Console()
+err = Console(stderr=True)
+
+
+class FriendlyGroup(TyperGroup):
+    """Turns what a user can mend into one sentence and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            err.print(f"[bold red]Error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        except KeyboardInterrupt:
+            err.print(
+                "Interrupted: no run directory was written; features computed so far are kept, "
+                "repeat the command to go on.",
+                soft_wrap=True,
+            )
+        raise typer.Exit(USER_ERROR)
+
+
+app = typer.Typer(
+    cls=FriendlyGroup,
+    help="Adapt a biomedical CLIP to a handful of labelled images.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+backbones_app = typer.Typer(help="Look at CLIP models.", no_args_is_help=True)
+app.add_typer(backbones_app, name="backbones")
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+Backbone = Annotated[
+    str, typer.Option(help="biomedclip, open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's hub format.")
+]
+OtherBackbone = Annotated[
+    str | None, typer.Option("--backbone", help="Where the run's backbone lies now; default as recorded.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run directory that fit wrote.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the ``vmfcoop`` command."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    warnings.showwarning = _show_warning
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of class folders, a folder with split_*.json, or a CSV (path,label[,group][,split]).",
+            show_default=False,
+        ),
+    ],
+    backbone: Backbone = "biomedclip",
+    method: Annotated[str, typer.Option(help="vmfcoop, coop or zero-shot.")] = "vmfcoop",
+    shots: Annotated[int, typer.Option(help="Support images a class (K).", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of the support set and of training.", min=0)] = 1,
+    descriptions: Annotated[
+        Path | None, typer.Option(help="JSON of class descriptions; without it, templates are filled.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, key=value; repeatable.")
+    ] = None,
+    class_name: Annotated[
+        list[str] | None, typer.Option(help="Name of a class folder in prompts, folder=name; repeatable.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--out", help="Run directory; default below runs/.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
+    views: Annotated[
+        int, typer.Option(help="Cached views of a support image; 1: no augmentation.", min=1)
+    ] = 8,
+    val_shots: Annotated[
+        int | None, typer.Option(help="Validation images a class; default min(K, 4).")
+    ] = None,
+    test_fraction: Annotated[float, typer.Option(help="Share of test images, without given splits.")] = 0.3,
+    val_fraction: Annotated[float, typer.Option(help="Share of validation images, likewise.")] = 0.2,
+    split_seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV (class,file,group) of images to keep in one split; groups.csv is found."),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Learn a classifier from K images a class and measure it on the test split.
+
+    Example: [bold]vmfcoop fit lesions/ --shots 16 --descriptions lesions.json --out runs/lesions[/]
+    """
+    from vmfcoop.pipeline import FitRequest, run_fit
+
+    request = FitRequest(
+        data=data,
+        backbone=backbone,
+        method=method,
+        settings=_pairs(settings, "--set"),
+        shots=shots,
+        seed=seed,
+        val_shots=val_shots,
+        descriptions=descriptions,
+        class_names=_pairs(class_name, "--class-name"),
+        views=views,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        groups=groups,
+        device=device,
+    )
+    folder = run or Path("runs") / f"{Path(data).resolve().stem}-{method}-{shots}shot-seed{seed}"
+    with _progress() as progress:
+        done = run_fit(request, folder, overwrite, ["vmfcoop", *sys.argv[1:]], progress)
+    if descriptions is None and method == "vmfcoop":
+        err.print(
+            "No descriptions were given: the class fields were fitted to templates filled with the names."
+        )
+    if as_json:
+        print(json.dumps({"run": str(folder), **done.metrics}))
+        return
+    out.print(_metrics_table(f"{method}, {shots} shots a class, seed {seed}: test split", done.metrics))
+    seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in done.metrics["seconds"].items())
+    out.print(f"Run directory: {folder}\nTime: {seconds}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Other data with the same classes; default the run's own.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    backbone: OtherBackbone = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a run on a split of its own data or of other data.
+
+    Example: [bold]vmfcoop evaluate runs/lesions other-clinic/ --json[/]
+    """
+    from vmfcoop.pipeline import evaluate_run
+
+    with _progress() as progress:
+        metrics = evaluate_run(run, data, split, backbone, device, progress)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        out.print(_metrics_table(f"{run}: {split} split of {metrics['data']}", metrics))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders.", show_default=False)],
+    format: Annotated[Format, typer.Option(help="How to write the predictions.")] = Format.table,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write to a file (CSV, or JSON by its name).")
+    ] = None,
+    backbone: OtherBackbone = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Classify images: the most probable class and the probability of every class.
+
+    Example: [bold]vmfcoop predict runs/lesions new/ --out predictions.csv[/]
+    """
+    from vmfcoop.files import write_atomically
+    from vmfcoop.pipeline import predict_images
+
+    with _progress() as progress:
+        predictions = predict_images(run, inputs, backbone, device, progress)
+    as_object = json.dumps({"run": str(run), "predictions": predictions.rows()})
+    if to:
+        json_wanted = as_json or format is Format.json or to.suffix == ".json"
+        write_atomically(to, as_object + "\n" if json_wanted else predictions.csv())
+        err.print(f"Wrote {len(predictions.images)} predictions to {to}", highlight=False)
+    if as_json or (format is Format.json and not to):
+        print(as_object)
+    elif format is Format.csv and not to:
+        print(predictions.csv(), end="")
+    elif not to:
+        out.print(_predictions_table(predictions.rows(), predictions.class_names))
+
+
+@backbones_app.command("show")
+def show_backbone(
+    backbone: Annotated[str, typer.Argument(help="Backbone spec.", show_default=False)],
+    field: Annotated[bool, typer.Option(help="Also fit the vMF field of its vocabulary.")] = False,
+    sample: Annotated[
+        int | None, typer.Option(help="Also fit that field to a sample of so many entries.", min=2)
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Print what a backbone is: widths, sizes, fingerprint, and the field of its vocabulary.
+
+    Example: [bold]vmfcoop backbones show dir:/models/biomedclip --field[/]
+    """
+    from vmfcoop.backbones import load_backbone
+    from vmfcoop.features import CachedEncoder
+    from vmfcoop.sphere import fit_vmf
+
+    with _progress() as progress:
+        encoder = CachedEncoder(load_backbone(backbone, device), progress=progress)
+        facts: dict[str, Any] = {
+            "backbone": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "dim": encoder.dim,
+            "token_width": encoder.token_width,
+            "context_length": encoder.context_length,
+            "image_size": list(encoder.image_size),
+            "logit_scale": round(encoder.logit_scale, 4),
+            "vocabulary": len(encoder.vocabulary()),
+            "device": str(encoder.device),
+        }
+        if field or sample:
+            full = fit_vmf(encoder.encode_vocabulary())
+            facts["field_concentration"] = round(float(full.concentration), 3)
+            facts["field_resultant_length"] = round(float(full.resultant_length), 6)
+        if sample:
+            part = fit_vmf(encoder.encode_vocabulary(sample))
+            facts["sample_concentration"] = round(float(part.concentration), 3)
+            facts["sample_cosine_to_field"] = round(float(part.mean_direction @ full.mean_direction), 6)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        table.add_row(key.replace("_", " "), str(value))
+    out.print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressReport]:
+    from vmfcoop.progress import progress_bars
+
+    with progress_bars(err) as report:
+        yield report
+
+
+def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for item in items or []:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise UserError(f"{option} takes key=value, not '{item}'.")
+        pairs[key] = value
+    return pairs
+
+
+def _metrics_table(title: str, metrics: dict[str, Any]) -> Table:
+    table = Table("class", "recall", "precision", "F1", "images", title=title, title_justify="left")
+    for name, row in metrics["per_class"].items():
+        table.add_row(
+            name, *(f"{row[key]:.3f}" for key in ("recall", "precision", "f1")), str(row["support"])
+        )
+    auroc = metrics["macro_auroc"]
+    summary = (
+        f"accuracy {metrics['accuracy']:.3f}   balanced {metrics['balanced_accuracy']:.3f}   "
+        f"macro F1 {metrics['macro_f1']:.3f}   macro AUROC {'-' if auroc is None else f'{auroc:.3f}'}   "
+        f"ECE {metrics['ece']:.3f}   n = {metrics['n']}"
+    )
+    table.caption, table.caption_justify = summary, "left"
+    return table
+
+
+def _predictions_table(rows: list[dict[str, Any]], class_names: tuple[str, ...]) -> Table:
+    table = Table("image", "predicted", *class_names)
+    for row in rows:
+        shares = row["probabilities"]
+        table.add_row(row["image"], row["predicted"], *(f"{shares[name]:.3f}" for name in class_names))
+    return table
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+    """One line for our own warnings; other libraries' chatter is not the user's concern."""
+    if category is UserWarning and "vmfcoop" in Path(filename).parts:
+        err.print(f"[yellow]Warning:[/] {_escape(str(message))}", soft_wrap=True, highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,61 @@
+"""Where files live and how they are written: to a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from vmfcoop.errors import UserError
+
+
+def home() -> Path:
+    """Folder of caches and downloads: ``VMFCOOP_HOME``, or the platform's cache folder."""
+    return Path(os.environ.get("VMFCOOP_HOME") or platformdirs.user_cache_dir("vmfcoop")).expanduser()
+
+
+@contextmanager
+def full_disk_is_said(folder: Path) -> Iterator[None]:
+    """Turn 'no space left' and 'not writable' into a sentence that says what to do.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_full(folder) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"'{folder}' is not writable; choose another place.") from error
+        raise
+
+
+def disk_full(folder: Path) -> UserError:
+    """The error for a full disk."""
+    return UserError(f"The disk that holds '{folder}' is full; free some space and repeat the command.")
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name beside it, then rename: readers see all of it or none.
+
+    Raises:
+        UserError: the disk is full or the folder not writable; a file that was there stays as it was.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with full_disk_is_said(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(scratch).chmod(0o644)
+            Path(scratch).replace(path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,201 @@
+"""vMFCoOp: context vectors guided by unified semantic anchors on the sphere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from vmfcoop.backbones.base import DualEncoder
+from vmfcoop.errors import UserError
+from vmfcoop.methods.base import Fitted, Method, Support
+from vmfcoop.methods.prompt import PromptLearner, fitted_prompts, restore_prompts
+from vmfcoop.progress import ProgressReport, no_progress
+from vmfcoop.sphere import SemanticAnchors, semantic_anchors
+from vmfcoop.training import Batch, TrainingConfig, optimise
+
+
+class VMFCoOpConfig(TrainingConfig):
+    """Settings of vMFCoOp. Where the paper is silent the field says so: the choice is our reading.
+
+    Attributes:
+        context_init: words whose token embeddings start the context vectors (paper).
+        estimator: of the concentrations: ``newton`` (exact MLE), ``banerjee`` (the paper's closed form) or
+            ``debiased`` (removes the resultant length that chance alone gives).
+        vocabulary: which embeddings carry the CLIP field: ``encoded`` (each entry through the text tower;
+            our reading) or ``token`` (raw token embeddings, only where they have the width d).
+        vocabulary_sample: a seeded sample of so many entries instead of all, for slow machines.
+        anchor: switch of L_anc.
+        contrastive: switch of L_sc.
+        symmetric: switch of the reverse term of L_SCE; without it plain cross-entropy stays.
+        lambda_anc: weight of L_anc (the paper prints none).
+        lambda_sc: weight of L_sc (the paper prints none).
+        per_shot: divide both weights by the shots K: the anchors are a prior, which the data outgrow.
+        rce_weight: weight of the reverse cross-entropy (our reading).
+        rce_log_zero: A, what log 0 is taken for (our reading).
+        tau_start: tau_0 of the contrastive temperature (our reading).
+        tau_end: tau_max; default the backbone's logit scale (our reading).
+        dynamic_anchors: learn offsets delta_i and the scale alpha in L_anc (paper).
+        alpha_start: alpha at the start (our reading).
+        contrastive_anchors: anchors in L_sc: ``static`` u_i (our reading) or ``dynamic``.
+    """
+
+    context_init: str = "a photo of a"
+    estimator: Literal["newton", "banerjee", "debiased"] = "newton"
+    vocabulary: Literal["encoded", "token"] = "encoded"
+    vocabulary_sample: int | None = Field(None, ge=2)
+    anchor: bool = True
+    contrastive: bool = True
+    symmetric: bool = True
+    lambda_anc: float = Field(10.0, ge=0)
+    lambda_sc: float = Field(1.0, ge=0)
+    per_shot: bool = False
+    rce_weight: float = Field(0.1, ge=0)
+    rce_log_zero: float = Field(-4.0, lt=0)
+    tau_start: float = Field(1.0, gt=0)
+    tau_end: float | None = Field(None, gt=0)
+    dynamic_anchors: bool = True
+    alpha_start: float = 1.0
+    contrastive_anchors: Literal["static", "dynamic"] = "static"
+
+
+def anchor_loss(prompts: Tensor, anchors: Tensor) -> Tensor:
+    """L_anc = 1/C sum_i |P_i - u_i|^2 (METHOD.md section 2), for unit rows ``(C, d)`` -> scalar.
+
+    Example:
+        >>> anchor_loss(torch.eye(2), torch.eye(2).flip(0))
+        tensor(2.)
+    """
+    return (prompts - anchors).square().sum(dim=1).mean()
+
+
+def spherical_contrastive_loss(prompts: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+    """L_sc: row-wise cross-entropy of ``S = tau P U^T`` against the diagonal, ``(C, d)`` twice -> scalar.
+
+    Example:
+        >>> spherical_contrastive_loss(torch.eye(2), torch.eye(2), 0.0)
+        tensor(0.6931)
+    """
+    similarity = temperature * prompts @ anchors.T
+    return cross_entropy(similarity, torch.arange(len(prompts), device=prompts.device))
+
+
+def reverse_cross_entropy(logits: Tensor, labels: Tensor, log_zero: float = -4.0) -> Tensor:
+    """RCE = -sum_k q_k log y_k = -A (1 - q_y), with log 0 := A (Wang et al., ICCV 2019), the mean over rows.
+
+    Args:
+        logits: shape ``(b, C)``; q is their softmax.
+        labels: shape ``(b,)``.
+        log_zero: A.
+
+    Example:
+        >>> reverse_cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+        tensor(2.)
+    """
+    correct = logits.softmax(dim=1).gather(1, labels[:, None])
+    return -log_zero * (1 - correct).mean()
+
+
+def contrastive_temperature(progress: float, start: float, end: float) -> float:
+    """tau(t) rises from tau_0 to tau_max along a half cosine over training.
+
+    Example:
+        >>> [contrastive_temperature(t, 1.0, 25.0) for t in (0.0, 0.5, 1.0)]
+        [1.0, 13.0, 25.0]
+    """
+    return start + (end - start) * (1 - math.cos(math.pi * progress)) / 2
+
+
+def unified_anchors(support: Support, encoder: DualEncoder, config: VMFCoOpConfig) -> SemanticAnchors:
+    """The fields of the vocabulary and of every class's descriptions, fused (METHOD.md section 1).
+
+    Raises:
+        UserError: ``vocabulary="token"`` where the token embeddings have another width than d.
+    """
+    if config.vocabulary == "encoded":
+        entries = encoder.encode_vocabulary(config.vocabulary_sample)
+    elif encoder.token_width == encoder.dim:
+        tokens = encoder.vocabulary_tokens()
+        ids = tokens.ids[:, encoder.begin_marks : encoder.begin_marks + 1]
+        entries = normalize(encoder.token_embeddings(ids)[:, 0].detach().float().cpu(), dim=1)
+    else:
+        raise UserError(
+            f"vocabulary=token needs token embeddings of width {encoder.dim}, those of '{encoder.name}' have "
+            f"{encoder.token_width}; use vocabulary=encoded."
+        )
+    descriptions = [encoder.encode_texts(list(texts)) for texts in support.descriptions]
+    return semantic_anchors(entries, descriptions, estimator=config.estimator)
+
+
+class VMFCoOp(Method[VMFCoOpConfig]):
+    """vMFCoOp (AAAI 2026): ``L = lambda_anc L_anc + lambda_sc L_sc + L_SCE`` over the shared context vectors.
+
+    ``L_SCE = CE(y, q) + w RCE`` with ``q = softmax(s f . P)``; L_anc pulls every prompt to its dynamic anchor
+    ``normalize(u_i + alpha delta_i)``, L_sc sets the prompts apart along the anchors. See docs/method.md.
+    """
+
+    name = "vmfcoop"
+    title = "vMFCoOp"
+    Config = VMFCoOpConfig
+
+    def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
+        config, device = self.config, encoder.device
+        prompts = PromptLearner(encoder, support.class_names, config.context_init)
+        anchors = unified_anchors(support, encoder, config).anchors.float().to(device)
+        offsets = nn.Parameter(torch.zeros_like(anchors), requires_grad=config.dynamic_anchors)
+        scale = nn.Parameter(
+            torch.tensor(config.alpha_start, device=device), requires_grad=config.dynamic_anchors
+        )
+
+        def objective(batch: Batch) -> dict[str, Tensor]:
+            dynamic = normalize(anchors + scale * offsets, dim=1)
+            return self.losses(prompts(), anchors, dynamic, batch, encoder.logit_scale, support.shots)
+
+        features, labels = support.image_features.to(device), support.labels.to(device)
+        learned = [prompts.context, offsets, scale] if config.dynamic_anchors else [prompts.context]
+        history = optimise(objective, learned, features, labels, config, progress)
+        extra = {"anchors": anchors, "anchor_offsets": offsets, "anchor_scale": scale}
+        return fitted_prompts(prompts, support.class_names, config.context_init, encoder, history, extra)
+
+    def losses(
+        self, prompts: Tensor, anchors: Tensor, dynamic: Tensor, batch: Batch, logit_scale: float, shots: int
+    ) -> dict[str, Tensor]:
+        """Every term and the total.
+
+        Args:
+            prompts: P, unit rows, shape ``(C, d)``.
+            anchors: u, unit rows, shape ``(C, d)``.
+            dynamic: dynamic anchors, unit rows, shape ``(C, d)``.
+            batch: image features and labels.
+            logit_scale: s.
+            shots: K, for ``per_shot``.
+        """
+        config = self.config
+        logits = logit_scale * batch.features @ prompts.T
+        terms = {"ce": cross_entropy(logits, batch.labels)}
+        total = terms["ce"]
+        if config.symmetric:
+            terms["rce"] = reverse_cross_entropy(logits, batch.labels, config.rce_log_zero)
+            total = total + config.rce_weight * terms["rce"]
+        share = 1 / shots if config.per_shot else 1.0
+        if config.anchor:
+            terms["anc"] = anchor_loss(prompts, dynamic)
+            total = total + share * config.lambda_anc * terms["anc"]
+        if config.contrastive:
+            temperature = contrastive_temperature(
+                batch.progress, config.tau_start, config.tau_end or logit_scale
+            )
+            targets = anchors if config.contrastive_anchors == "static" else dynamic
+            terms["sc"] = spherical_contrastive_loss(prompts, targets, temperature)
+            total = total + share * config.lambda_sc * terms["sc"]
+        return {"loss": total, **terms}
+
+    def restore(
+        self, state: Mapping[str, Tensor], class_names: Sequence[str], encoder: DualEncoder
+    ) -> Fitted:
+        return restore_prompts(state, class_names, self.config.context_init, encoder)

@@ -1,0 +1,329 @@
+"""What the commands do: fit on a dataset, evaluate a run, predict images. Thin over the estimator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vmfcoop.backbones import load_backbone
+from vmfcoop.classifier import FewShotClassifier
+from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
+from vmfcoop.data.few_shot import FewShotIndices
+from vmfcoop.descriptions.bank import load_descriptions
+from vmfcoop.errors import UserError
+from vmfcoop.evaluation import classification_metrics
+from vmfcoop.features import CachedEncoder
+from vmfcoop.methods import Fitted, make_method
+from vmfcoop.progress import ProgressReport, no_progress
+from vmfcoop.run import Run, predictions_table, read_run, refuse_existing, write_run
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """Everything that determines a fit; all of it is recorded in ``run.json``.
+
+    Attributes:
+        data: data spec (folder, split file or CSV).
+        backbone: backbone spec.
+        method: method name.
+        settings: the method's settings.
+        shots: K, support images a class.
+        seed: of the support set and of training.
+        val_shots: validation images a class; default ``min(K, 4)``.
+        descriptions: JSON file of class descriptions; templates without.
+        class_names: display names by folder name.
+        views: cached views of a support image.
+        test_fraction, val_fraction, split_seed: of the split, where the data brings none.
+        groups: CSV of groups that a split keeps together.
+        device: where the towers run.
+    """
+
+    data: str
+    backbone: str = "biomedclip"
+    method: str = "vmfcoop"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shots: int = 16
+    seed: int = 1
+    val_shots: int | None = None
+    descriptions: Path | None = None
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    views: int = 8
+    test_fraction: float = 0.3
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    groups: Path | None = None
+    device: str = "auto"
+
+    def dataset(self) -> Dataset:
+        """The table of images with its splits."""
+        return _load_table(
+            self.data, self.test_fraction, self.val_fraction, self.split_seed, self.groups, self.class_names
+        )
+
+
+class Stopwatch:
+    """Wall time by phase, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside under a name."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def run_fit(
+    request: FitRequest,
+    out: Path,
+    overwrite: bool = False,
+    command: list[str] | None = None,
+    progress: ProgressReport = no_progress,
+) -> Run:
+    """Fit on a support set, evaluate on the test split, write the run directory.
+
+    All that can be checked without the backbone is checked before it is loaded.
+
+    Raises:
+        UserError: bad input, or ``out`` exists; nothing is written then.
+    """
+    refuse_existing(out, overwrite)
+    method = make_method(request.method, {"seed": request.seed, **request.settings})
+    watch = Stopwatch()
+    with watch.phase("read data"):
+        table = request.dataset()
+        chosen = sample_support(table, request.shots, request.seed, request.val_shots)
+        bank = load_descriptions(request.descriptions) if request.descriptions else None
+        if bank:
+            bank.for_classes(table.class_names)
+    with watch.phase("load backbone"):
+        encoder = CachedEncoder(load_backbone(request.backbone, request.device), progress=progress)
+    with watch.phase("image features"):
+        files = [table.paths[i] for i in chosen.train]
+        encoder.encode_image_files(files, request.views)
+        test = table.indices("test")
+        features = encoder.encode_image_files([table.paths[i] for i in test])[:, 0]
+    classifier = FewShotClassifier(
+        encoder,
+        request.method,
+        settings={"seed": request.seed, **request.settings},
+        descriptions=bank,
+        class_names=table.class_names,
+        views=request.views,
+        progress=progress,
+    )
+    with watch.phase("fit"):
+        validation = [table.paths[i] for i in chosen.val]
+        classifier.fit(files, table.labels[chosen.train], validation, table.labels[chosen.val])
+    with watch.phase("evaluate"):
+        probabilities = class_probabilities(classifier.fitted_, features)
+        metrics = classification_metrics(probabilities, table.labels[test], table.class_names)
+    metrics = {**metrics, "split": "test", "seconds": watch.seconds}
+    record = {
+        "command": command or [],
+        "method": {"name": request.method, "config": method.config.model_dump()},
+        "backbone": {"spec": encoder.name, "fingerprint": encoder.fingerprint, "device": str(encoder.device)},
+        "data": _describe_data(request, table),
+        "support": _describe_support(request, table, chosen),
+        "descriptions": {
+            "source": classifier.descriptions_.source,
+            "fingerprint": classifier.descriptions_.fingerprint,
+            "per_class": [len(texts) for texts in classifier.descriptions_.for_classes(table.class_names)],
+        },
+        "threads": torch.get_num_threads(),
+    }
+    names = [_shown(table, i) for i in test]
+    predictions = predictions_table(names, probabilities, table.class_names, table.labels[test])
+    write_run(out, record, classifier.fitted_, metrics, predictions, overwrite)
+    return read_run(out)
+
+
+def evaluate_run(
+    folder: Path,
+    data: str | None = None,
+    split: str = "test",
+    backbone: str | None = None,
+    device: str = "auto",
+    progress: ProgressReport = no_progress,
+) -> dict[str, Any]:
+    """Metrics of a run on a split of its own data or of other data with the same classes.
+
+    Raises:
+        UserError: another backbone, other classes, or the recorded data changed.
+    """
+    run = read_run(folder)
+    table = _recorded_dataset(run, data)
+    rows = table.indices(split)
+    encoder, fitted = _restore(run, backbone, device, progress)
+    features = encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
+    metrics = classification_metrics(
+        class_probabilities(fitted, features), table.labels[rows], table.class_names
+    )
+    return {"run": str(folder), "data": data or run.record["data"]["spec"], "split": split, **metrics}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class probabilities of images.
+
+    Attributes:
+        images: n paths as given or found.
+        class_names: C names.
+        probabilities: shape ``(n, C)``.
+    """
+
+    images: tuple[str, ...]
+    class_names: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping an image, ready for JSON."""
+        return [
+            {
+                "image": image,
+                "predicted": self.class_names[int(shares.argmax())],
+                "probabilities": {
+                    n: round(float(p), 6) for n, p in zip(self.class_names, shares, strict=True)
+                },
+            }
+            for image, shares in zip(self.images, self.probabilities, strict=True)
+        ]
+
+    def csv(self) -> str:
+        """The same as CSV text."""
+        return predictions_table(self.images, self.probabilities, self.class_names)
+
+
+def predict_images(
+    folder: Path,
+    inputs: list[Path],
+    backbone: str | None = None,
+    device: str = "auto",
+    progress: ProgressReport = no_progress,
+) -> Predictions:
+    """Classify image files, and all images below folders, with a run.
+
+    Raises:
+        UserError: no image is found, one cannot be read, or the backbone is another.
+    """
+    run = read_run(folder)
+    images = find_images(inputs)
+    encoder, fitted = _restore(run, backbone, device, progress)
+    features = encoder.encode_image_files(images)[:, 0]
+    return Predictions(tuple(map(str, images)), run.class_names, class_probabilities(fitted, features))
+
+
+def find_images(inputs: list[Path]) -> list[Path]:
+    """Files as they are, folders as all images below them, sorted; hidden files are left out.
+
+    Raises:
+        UserError: an input does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for item in inputs:
+        if not item.exists():
+            raise UserError(f"'{item}' does not exist; give image files or folders.")
+        inside = [p for p in sorted(item.rglob("*")) if is_image_path(p) and not p.name.startswith(".")]
+        if item.is_dir() and not inside:
+            raise UserError(f"The folder '{item}' holds no image.")
+        found.extend(inside if item.is_dir() else [item])
+    return found
+
+
+def class_probabilities(fitted: Fitted, features: torch.Tensor) -> NDArray[np.float64]:
+    """Unit image features ``(n, d)`` -> softmax of the logits in float64, ``(n, C)``."""
+    return fitted.logits(features).double().softmax(dim=1).numpy()
+
+
+def _restore(
+    run: Run, backbone: str | None, device: str, progress: ProgressReport
+) -> tuple[CachedEncoder, Fitted]:
+    spec = backbone or run.record["backbone"]["spec"]
+    encoder = CachedEncoder(load_backbone(spec, device), progress=progress)
+    return encoder, run.restore(encoder)
+
+
+def _load_table(
+    spec: str,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    groups: Path | None,
+    class_names: Mapping[str, str],
+) -> Dataset:
+    return load_dataset(
+        spec,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        seed=seed,
+        groups=groups,
+        class_names=dict(class_names) or None,
+    )
+
+
+def _recorded_dataset(run: Run, data: str | None) -> Dataset:
+    recorded = run.record["data"]
+    groups = Path(recorded["groups"]) if recorded["groups"] and data is None else None
+    table = _load_table(
+        data or recorded["spec"],
+        recorded["test_fraction"],
+        recorded["val_fraction"],
+        recorded["split_seed"],
+        groups,
+        recorded["renamed_classes"],
+    )
+    if table.class_names != run.class_names:
+        raise UserError(
+            f"'{data or recorded['spec']}' has the classes {', '.join(table.class_names)}, but the run was fitted "
+            f"on {', '.join(run.class_names)}; evaluate on the same classes."
+        )
+    if data is None and table.fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"The data in '{recorded['spec']}' changed since the run was fitted, so its split is another; "
+            "name the data to evaluate on anyway."
+        )
+    return table
+
+
+def _describe_data(request: FitRequest, table: Dataset) -> dict[str, Any]:
+    return {
+        "spec": str(Path(request.data).expanduser().resolve())
+        if Path(request.data).exists()
+        else request.data,
+        "name": table.name,
+        "fingerprint": table.fingerprint,
+        "class_names": list(table.class_names),
+        "renamed_classes": dict(request.class_names),
+        "images": table.counts(),
+        "grouped": table.groups is not None,
+        "groups": str(request.groups.resolve()) if request.groups else None,
+        "test_fraction": request.test_fraction,
+        "val_fraction": request.val_fraction,
+        "split_seed": request.split_seed,
+    }
+
+
+def _describe_support(request: FitRequest, table: Dataset, chosen: FewShotIndices) -> dict[str, Any]:
+    return {
+        "shots": request.shots,
+        "seed": request.seed,
+        "val_shots": request.val_shots,
+        "views": request.views,
+        "train": [_shown(table, i) for i in chosen.train],
+        "val": [_shown(table, i) for i in chosen.val],
+    }
+
+
+def _shown(table: Dataset, row: int) -> str:
+    path = table.paths[row]
+    return (path.relative_to(table.root) if path.is_relative_to(table.root) else path).as_posix()

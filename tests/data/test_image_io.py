@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmfcoop.data import as_rgb, image_io, is_image_path, read_image
+from vmfcoop.errors import UserError
+
+
+def pixels(image: Image.Image) -> list[list[list[int]]]:
+    assert image.mode == "RGB"
+    return np.asarray(image).tolist()
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Image.Image:
+    image.save(path, **options)
+    return read_image(path)
+
+
+def grey(*values: int) -> list[list[list[int]]]:
+    return [[[value] * 3 for value in values]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif", "webp"])
+def test_lossless_formats_keep_eight_bit_grey(tmp_path: Path, suffix: str) -> None:
+    image = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
+    options = {"lossless": True} if suffix == "webp" else {}
+    assert pixels(saved(image, tmp_path / f"a.{suffix}", **options)) == grey(0, 100, 255)
+
+
+def test_jpeg_is_read_near_its_colour(tmp_path: Path) -> None:
+    read = saved(Image.new("RGB", (8, 8), (200, 100, 50)), tmp_path / "a.jpg", quality=95)
+    assert np.abs(np.asarray(read).astype(int) - [200, 100, 50]).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 128, 255], [0, 128, 255]),  # 8 bits in a 16-bit file
+        ([0, 1023, 4095], [0, 64, 255]),  # 12 bits
+        ([0, 1023, 3000], [0, 64, 187]),  # 12 bits, white not reached
+        ([0, 5000, 16383], [0, 78, 255]),  # 14 bits
+        ([0, 257 * 100, 65535], [0, 100, 255]),  # 16 bits
+    ],
+)
+def test_deep_grey_is_divided_by_its_depth(
+    tmp_path: Path, suffix: str, values: list[int], expected: list[int]
+) -> None:
+    image = Image.fromarray(np.array([values], np.uint16))
+    assert pixels(saved(image, tmp_path / f"a.{suffix}")) == grey(*expected)
+
+
+def test_signed_32_bit_is_stretched_when_negative(tmp_path: Path) -> None:
+    hounsfield = Image.fromarray(np.array([[-1000, 0, 1000]], np.int32))
+    assert hounsfield.mode == "I"
+    assert pixels(saved(hounsfield, tmp_path / "a.tif")) == grey(0, 128, 255)
+
+
+def test_32_bit_within_12_bits_is_12_bits(tmp_path: Path) -> None:
+    assert pixels(saved(Image.fromarray(np.array([[0, 4095]], np.int32)), tmp_path / "a.tif")) == grey(0, 255)
+
+
+def test_float_file_is_stretched_and_nan_is_black(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0.2, 0.3, 0.4, np.nan]], np.float32))
+    assert pixels(saved(image, tmp_path / "a.tif")) == grey(0, 128, 255, 0)
+
+
+def test_constant_float_file_is_black(tmp_path: Path) -> None:
+    assert pixels(saved(Image.fromarray(np.full((1, 2), 7.0, np.float32)), tmp_path / "a.tif")) == grey(0, 0)
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    assert pixels(saved(image, tmp_path / "a.png")) == [[[10, 20, 30], [200, 100, 0]]]
+
+
+def test_transparent_palette_entry_is_black(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    assert pixels(saved(image, tmp_path / "a.png", transparency=0)) == [[[0, 0, 0], [200, 100, 0]]]
+
+
+def test_alpha_is_composited_on_black(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (3, 1), (200, 100, 50, 255))
+    image.putpixel((1, 0), (200, 100, 50, 0))
+    image.putpixel((2, 0), (200, 100, 50, 128))
+    assert pixels(saved(image, tmp_path / "a.png")) == [[[200, 100, 50], [0, 0, 0], [100, 50, 25]]]
+
+
+def test_grey_with_alpha(tmp_path: Path) -> None:
+    image = Image.new("LA", (2, 1), (200, 255))
+    image.putpixel((1, 0), (200, 0))
+    assert pixels(saved(image, tmp_path / "a.png")) == grey(200, 0)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    image = Image.new("CMYK", (1, 1), (0, 255, 255, 0))
+    assert pixels(saved(image, tmp_path / "a.tif")) == [[[255, 0, 0]]]
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    assert pixels(saved(image, tmp_path / "a.png")) == grey(0, 255)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(
+    tmp_path: Path, orientation: int, suffix: str, options: dict[str, str]
+) -> None:
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    mirrored = stored[:, ::-1]
+    # The EXIF standard's meaning of 1 to 8, clockwise quarter turns being k = -1.
+    upright = [
+        stored,
+        mirrored,
+        np.rot90(stored, 2),
+        np.rot90(mirrored, 2),
+        stored.T,
+        np.rot90(stored, -1),
+        np.rot90(stored, 2).T,
+        np.rot90(stored, 1),
+    ][orientation - 1]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    read = saved(Image.fromarray(stored), tmp_path / f"a.{suffix}", exif=exif, **options)
+    assert np.asarray(read)[:, :, 0].tolist() == upright.tolist()
+
+
+def test_exif_orientation_of_deep_grey(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    read = saved(Image.fromarray(np.array([[0, 65535]], np.uint16)), tmp_path / "a.png", exif=exif)
+    assert pixels(read) == grey(255, 0)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_first_frame_of_several(tmp_path: Path, suffix: str) -> None:
+    first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    options = {"lossless": True} if suffix == "webp" else {}
+    read = saved(first, tmp_path / f"a.{suffix}", save_all=True, append_images=[second], **options)
+    assert pixels(read)[0][0] == [255, 0, 0]
+
+
+def test_format_is_told_from_content(tmp_path: Path) -> None:
+    Image.new("L", (1, 1), 9).save(tmp_path / "a.jpg", "PNG")
+    assert pixels(read_image(tmp_path / "a.jpg")) == grey(9)
+
+
+def write_truncated(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "says"),
+    [
+        ("empty.png", lambda p: p.touch(), "truncated or not an image"),
+        ("text.png", lambda p: p.write_text("hello"), "truncated or not an image"),
+        ("half.png", write_truncated, "truncated or not an image"),
+        ("header.jpg", lambda p: p.write_bytes(b"\xff\xd8\xff\xe0"), "truncated or not an image"),
+        ("drawing.png", lambda p: Image.new("L", (2, 2)).save(p, "EPS"), "truncated or not an image"),
+        ("missing.png", lambda p: None, "does not exist"),
+        ("folder.png", lambda p: p.mkdir(), "is a folder"),
+        ("scan.dcm", lambda p: p.touch(), "reads PNG, JPEG, TIFF, BMP, WebP"),
+        ("brain.nii.gz", lambda p: p.touch(), "convert it"),
+        ("brain.NII", lambda p: p.touch(), "convert it"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path: Path, name: str, write: object, says: str) -> None:
+    path = tmp_path / name
+    write(path)
+    with pytest.raises(UserError, match=says) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_every_truncation_of_a_jpeg_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((40, 40), 60).save(path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 40, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut\.jpg is truncated"):
+            read_image(path)
+
+
+def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("L", (20, 20)).save(path)
+    monkeypatch.setattr(image_io, "MAX_PIXELS", 399)
+    with pytest.raises(UserError, match=r"huge\.png has more pixels"):
+        read_image(path)
+
+
+def test_pillows_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("L", (20, 20)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"bomb\.png has more pixels.*downscale"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[0, 7, 255]], np.uint8), grey(0, 7, 255)),
+        (np.array([[[7]]], np.uint8), grey(7)),
+        (np.array([[False, True]]), grey(0, 255)),
+        (np.array([[0, 4095]], np.uint16), grey(0, 255)),
+        (np.array([[0, 65535]], ">u2"), grey(0, 255)),
+        (np.array([[0, 255]], np.int64), grey(0, 255)),
+        (np.array([[0, 100_000]], np.int64), grey(0, 255)),
+        (np.array([[0.0, 0.5]]), grey(0, 128)),
+        (np.array([[-1.0, 1.0]], np.float16), grey(0, 255)),
+        (np.array([[np.inf, 2.0, 4.0]]), grey(0, 0, 255)),
+        (np.array([[[1, 2, 3]]], np.uint8), [[[1, 2, 3]]]),
+        (np.array([[[0.0, 0.2, 1.0]]], np.float32), [[[0, 51, 255]]]),
+        (np.array([[[200, 100, 50, 0], [1, 2, 3, 255]]], np.uint8), [[[0, 0, 0], [1, 2, 3]]]),
+        (np.array([[[4095, 0, 0, 65535]]], np.uint16), [[[255, 0, 0]]]),
+    ],
+)
+def test_arrays(array: np.ndarray, expected: list[list[list[int]]]) -> None:
+    assert pixels(as_rgb(array)) == expected
+
+
+def test_array_of_rgb_is_not_changed() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert (np.asarray(as_rgb(array[::-1])) == array[::-1]).all()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((3, 4, 5)), np.zeros(4), np.zeros((0, 3)), np.array([["a"]]), np.zeros((2, 2), complex)],
+)
+def test_array_of_another_form(array: np.ndarray) -> None:
+    with pytest.raises(UserError, match="An image array must be"):
+        as_rgb(array)
+
+
+def test_mode_without_an_rgb_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="mode La has no RGB form"):
+        as_rgb(Image.new("La", (2, 2)))
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    monkeypatch.setattr(image_io.ImageOps, "exif_transpose", lambda image: Image.new("La", (2, 2)))
+    with pytest.raises(UserError, match=r"a\.png: A picture of mode La"):
+        read_image(tmp_path / "a.png")
+
+
+def test_suffixes() -> None:
+    assert is_image_path(Path("a/b.TIFF"))
+    assert not is_image_path(Path("Thumbs.db"))
