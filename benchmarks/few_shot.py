@@ -71,9 +71,8 @@ class Bench:
         rows = table.indices(self.args.on)
         accuracy = float((fitted.logits(plain[rows]).argmax(1) == labels[rows]).float().mean())
         label = method + "".join(f" {key}={value}" for key, value in settings.items())
-        return {
-            "data": name, "shots": shots, "seed": seed, "method": label, "accuracy": accuracy, "seconds": seconds
-        }  # fmt: skip
+        cell = {"data": name, "shots": shots, "seed": seed, "method": label}
+        return {**cell, "accuracy": accuracy, "seconds": seconds}
 
 
 _bench: Bench  # one a process: its features are too large to send with every job
@@ -89,7 +88,7 @@ def _work(job: tuple[str, int, int, str, dict[str, str]]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], shots: list[int]) -> str:
-    """Markdown: per dataset and on average, mean and standard deviation over seeds in percent, seconds a fit."""
+    """Markdown: mean and standard deviation over seeds in percent, and seconds a fit."""
     cells: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         cells[row["data"], row["method"], row["shots"]].append(row)

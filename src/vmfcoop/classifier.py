@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
@@ -122,13 +121,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Logits, shape ``(n, C)``; for two classes their difference, shape ``(n,)``, by scikit-learn's custom."""
+        """Logits, shape ``(n, C)``; of two classes their difference, shape ``(n,)``, as scikit-learn does."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities, softmax of the logits, shape ``(n, C)``, columns as ``classes_``."""
-        return cast(NDArray[np.float64], softmax(self._logits(X), axis=1))
+        return torch.from_numpy(self._logits(X)).softmax(dim=1).numpy()
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable label of every image, shape ``(n,)``."""
@@ -157,7 +156,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._given_features(X, reset=True), y
 
     def _load_encoder(self, width: int | None) -> CachedEncoder:
-        """The backbone behind the feature cache; ``width`` is that of precomputed features, if X holds them."""
+        """The backbone behind the feature cache; ``width`` is that of precomputed features, if any."""
         if isinstance(self.backbone, CachedEncoder):
             return self.backbone
         encoder = (
@@ -173,7 +172,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=np.float32, reset=reset)
         if X.shape[1] != self.encoder_.dim:
             raise UserError(
-                f"The features have {X.shape[1]} columns but '{self.encoder_.name}' makes {self.encoder_.dim}; "
+                f"X has {X.shape[1]} columns, features of '{self.encoder_.name}' have {self.encoder_.dim}; "
                 "give features of this backbone, or images."
             )
         return normalize(torch.from_numpy(np.array(X)), dim=1)[:, None]

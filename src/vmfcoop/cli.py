@@ -92,7 +92,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
 
 
 @app.command()
@@ -100,7 +100,7 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder of class folders, a folder with split_*.json, or a CSV (path,label[,group][,split]).",
+            help="A folder of class folders, one with split_*.json, or a CSV path,label[,group][,split].",
             show_default=False,
         ),
     ],

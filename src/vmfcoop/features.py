@@ -242,7 +242,7 @@ Batch = list[tuple[str, ImageSource]]
 def _read_ahead(
     pool: ThreadPoolExecutor, batches: list[Batch], pixels: Callable[[tuple[str, ImageSource]], Tensor]
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its pixels ``(n * V, 3, H, W)``; the next batch is decoded while this one is encoded."""
+    """Each batch with its pixels ``(n * V, 3, H, W)``; the next one is decoded meanwhile."""
     queue = [[pool.submit(pixels, item) for item in batch] for batch in batches[:1]]
     for position, batch in enumerate(batches):
         if position + 1 < len(batches):
@@ -265,7 +265,7 @@ def content_hash(image: ImageSource) -> str:
 
 
 def random_resized_crop(image: Image.Image, content: str, view: int, size: tuple[int, int]) -> Image.Image:
-    """Augmented view number ``view`` of an image: torchvision's RandomResizedCrop, seeded by the content hash.
+    """Augmented view number ``view`` of an image: a RandomResizedCrop, seeded by the content hash.
 
     Example:
         >>> random_resized_crop(Image.new("RGB", (64, 48)), "00ff00ff", 1, (32, 32)).size

@@ -284,8 +284,8 @@ def _recorded_dataset(run: Run, data: str | None) -> Dataset:
     )
     if table.class_names != run.class_names:
         raise UserError(
-            f"'{data or recorded['spec']}' has the classes {', '.join(table.class_names)}, but the run was fitted "
-            f"on {', '.join(run.class_names)}; evaluate on the same classes."
+            f"'{data or recorded['spec']}' has the classes {', '.join(table.class_names)}, but the run was "
+            f"fitted on {', '.join(run.class_names)}; evaluate on the same classes."
         )
     if data is None and table.fingerprint != recorded["fingerprint"]:
         raise UserError(

@@ -70,11 +70,11 @@ class OpenClipEncoder(DualEncoder):
     def __init__(self, model: nn.Module, tokenizer: Any, preprocess_cfg: PreprocessCfg, name: str) -> None:
         self.name = name
         self.device = torch.device("cpu")
-        self._model = model.float().eval().requires_grad_(False)
+        self._model: Any = model.float().eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._preprocess_cfg = preprocess_cfg
         self._transform = image_transform_v2(preprocess_cfg, is_train=False)
-        self._text = _text_tower(model)
+        self._text: Any = _text_tower(model)
         self.context_length = int(tokenizer.context_length)
         # Without a causal or padding mask the padding is part of the text (SigLIP): never trimmed.
         self._reads_padding = isinstance(self._text, TextTransformer) and (
@@ -100,7 +100,7 @@ class OpenClipEncoder(DualEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every weight and buffer, the vocabulary and the preprocessing (first 32 hex digits)."""
+        """SHA-256 over weights, buffers, vocabulary and preprocessing (first 32 hex digits)."""
         digest = hashlib.sha256()
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
@@ -303,13 +303,13 @@ def _build_model(model_cfg: dict[str, Any], folder: Path) -> Any:
         return open_clip.CustomTextCLIP(**kwargs)
     except (TypeError, RuntimeError, KeyError, ValueError) as error:
         raise UserError(
-            f"open_clip cannot build the model that '{folder / CONFIG_FILE}' describes ({_first_line(error)})."
+            f"open_clip cannot build what '{folder / CONFIG_FILE}' describes ({_first_line(error)})."
         ) from error
 
 
 @contextmanager
 def _local_text_config(folder: Path, text_cfg: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A ``text_cfg`` whose ``hf_model_name`` is a local folder, so that no hub is asked for the tower's shape.
+    """A ``text_cfg`` whose ``hf_model_name`` is a local folder: no hub is asked for the tower's shape.
 
     open_clip calls ``AutoConfig.from_pretrained(hf_model_name)`` even where it will load all weights from a
     local file, and published folders name a hub repository there. A folder path in its place is all it needs.

@@ -29,7 +29,7 @@ class CoOpConfig(TrainingConfig):
 
 
 class CoOp(Method[CoOpConfig]):
-    """CoOp (Zhou et al., IJCV 2022), shared context: minimise ``CE(y, softmax(s f . P))`` over the context."""
+    """CoOp (Zhou et al., IJCV 2022), shared context: minimise ``CE(y, softmax(s f . P))`` over it."""
 
     name = "coop"
     title = "CoOp"

@@ -46,15 +46,16 @@ class PromptLearner(nn.Module):
             raise UserError(f"The context '{context_init}' leaves no token of its own; use other words.")
         embeddings = encoder.token_embeddings(tokens.ids).detach().float()
         self.context = nn.Parameter(embeddings[0, begin : begin + length].clone())
-        self.register_buffer("before", embeddings[:, :begin], persistent=False)
-        self.register_buffer("after", embeddings[:, begin + length :], persistent=False)
-        self.register_buffer("mask", tokens.mask, persistent=False)
+        self._before = embeddings[:, :begin]
+        self._after = embeddings[:, begin + length :]
+        self._mask = tokens.mask
 
     def forward(self, context: Tensor | None = None) -> Tensor:
         """Unit prompt embeddings P, shape ``(C, d)``, from the learned context or a given one ``(M, w)``."""
         vectors = self.context if context is None else context
-        shared = vectors.expand(len(self.after), -1, -1)
-        return self._encoder.encode_embeddings(torch.cat([self.before, shared, self.after], dim=1), self.mask)
+        shared = vectors.expand(len(self._after), -1, -1)
+        prompts = torch.cat([self._before, shared, self._after], dim=1)
+        return self._encoder.encode_embeddings(prompts, self._mask)
 
 
 @dataclass

@@ -176,7 +176,7 @@ class VonMisesFisher(Distribution):
         return _carry_pole_to(_normalize(self.loc), around_pole).to(self.loc.dtype)
 
 
-@register_kl(VonMisesFisher, VonMisesFisher)  # type: ignore[no-untyped-call, untyped-decorator]
+@register_kl(VonMisesFisher, VonMisesFisher)  # type: ignore[untyped-decorator]
 def _kl_von_mises_fisher(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     """KL(p || q) = (kappa_p - kappa_q mu_p.mu_q) A(kappa_p) + log C(kappa_p) - log C(kappa_q)."""
     if p.event_shape != q.event_shape:
