@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from vmfcoop import load_backbone, load_dataset, load_descriptions
-from vmfcoop.data import sample_support
+from vmfcoop.evaluation import draw_support, split_accuracy
 from vmfcoop.features import CachedEncoder
-from vmfcoop.methods import Support, make_method
+from vmfcoop.methods import make_method
 
 
 def expand(method: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -45,32 +45,28 @@ class Bench:
         torch.set_num_threads(1)
         self.args = args
         self.encoder = CachedEncoder(load_backbone(args.backbone, "cpu"))
-        self.sets: dict[str, Any] = {}
-        for spec, bank in zip(args.data, args.descriptions, strict=True):
-            table = load_dataset(spec)
-            descriptions = load_descriptions(bank).for_classes(table.class_names)
-            plain = self.encoder.encode_image_files(table.paths)[:, 0]
-            self.sets[table.name] = (table, tuple(map(tuple, descriptions)), plain)
+        tables = [load_dataset(spec) for spec in args.data]
+        banks = [load_descriptions(path) for path in args.descriptions]
+        self.sets = {table.name: (table, bank) for table, bank in zip(tables, banks, strict=True)}
+
+    def warm(self) -> None:
+        """Compute every feature that the jobs will ask for."""
+        for (table, bank), shots, seed in itertools.product(
+            self.sets.values(), self.args.shots, self.args.seeds
+        ):
+            draw_support(self.encoder, table, bank, shots, seed, self.args.views)
+            self.encoder.encode_image_files(table.subset(self.args.on).paths)
+        self.encoder.encode_vocabulary()
 
     def job(self, name: str, shots: int, seed: int, method: str, settings: dict[str, str]) -> dict[str, Any]:
-        table, descriptions, plain = self.sets[name]
-        chosen = sample_support(table, shots, seed)
-        labels = torch.from_numpy(table.labels.copy())
-        views = self.encoder.encode_image_files([table.paths[i] for i in chosen.train], self.args.views)
-        support = Support(
-            views,
-            labels[chosen.train],
-            table.class_names,
-            descriptions,
-            plain[chosen.val],
-            labels[chosen.val],
-        )
+        """Accuracy and seconds of one fit."""
+        table, bank = self.sets[name]
+        support = draw_support(self.encoder, table, bank, shots, seed, self.args.views)
         start = time.perf_counter()
         fitted = make_method(method, {"seed": seed, **settings}).fit(support, self.encoder)
         seconds = time.perf_counter() - start
-        rows = table.indices(self.args.on)
-        accuracy = float((fitted.logits(plain[rows]).argmax(1) == labels[rows]).float().mean())
         label = method + "".join(f" {key}={value}" for key, value in settings.items())
+        accuracy = split_accuracy(self.encoder, table, fitted, self.args.on)
         cell = {"data": name, "shots": shots, "seed": seed, "method": label}
         return {**cell, "accuracy": accuracy, "seconds": seconds}
 
@@ -126,10 +122,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write every job's result as JSON lines")
     args = parser.parse_args()
     _start(args)
-    for bench_set in _bench.sets.values():
-        for seed, k in itertools.product(args.seeds, args.shots):
-            chosen = sample_support(bench_set[0], k, seed).train
-            _bench.encoder.encode_image_files([bench_set[0].paths[i] for i in chosen], args.views)
+    _bench.warm()
     methods = [pair for method in args.method for pair in expand(method)]
     grid = itertools.product(_bench.sets, args.shots, args.seeds, methods)
     jobs = sorted(((n, k, s, *m) for n, k, s, m in grid), key=lambda job: -job[1])

@@ -1,4 +1,4 @@
-"""A dual encoder of any width in a few lines: characters as tokens, one hidden layer, no library behind it."""
+"""A dual encoder of any width: characters as tokens, one hidden layer, no library behind it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAD, BEGIN, END, FIRST = 0, 1, 2, 3
 
 
 class PlainEncoder(DualEncoder):
-    """Text: tanh layer over position-weighted character embeddings, masked mean, projection. Image: pooling."""
+    """Text: weighted character embeddings, tanh layers, masked mean, projection. Images: a product."""
 
     def __init__(self, dim: int = 16, width: int = 8, seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)

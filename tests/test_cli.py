@@ -1,4 +1,4 @@
-"""The commands as a user runs them: results on stdout, one sentence and exit code 2 for what can be mended."""
+"""The commands: results on stdout; one sentence and exit code 2 for what a user can mend."""
 
 import csv
 import json

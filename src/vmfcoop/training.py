@@ -15,7 +15,7 @@ from vmfcoop.progress import ProgressReport, no_progress
 
 
 class TrainingConfig(MethodConfig):
-    """Settings that every trained method shares (METHOD.md sections 3 and 7).
+    """Settings that every trained method shares (see docs/method.md).
 
     Attributes:
         epochs: passes over the support set.

@@ -86,7 +86,7 @@ class Fitted(ABC):
 
 @dataclass
 class EmbeddingClassifier(Fitted):
-    """Logits ``s f . P``: one unit class embedding a class (METHOD.md section 4).
+    """Logits ``s f . P``: one unit class embedding a class.
 
     Attributes:
         class_names: C names.

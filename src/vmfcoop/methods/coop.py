@@ -16,7 +16,7 @@ from vmfcoop.training import Batch, TrainingConfig, optimise
 
 
 class CoOpConfig(TrainingConfig):
-    """Settings of CoOp, as in the public BiomedCoOp comparison (METHOD.md section 7).
+    """Settings of CoOp, as in the public BiomedCoOp comparison.
 
     Attributes:
         context_init: words whose token embeddings start the context vectors.

@@ -65,7 +65,7 @@ class VMFCoOpConfig(TrainingConfig):
 
 
 def anchor_loss(prompts: Tensor, anchors: Tensor) -> Tensor:
-    """L_anc = 1/C sum_i |P_i - u_i|^2 (METHOD.md section 2), for unit rows ``(C, d)`` -> scalar.
+    """L_anc = 1/C sum_i |P_i - u_i|^2, for unit rows ``(C, d)`` -> scalar.
 
     Example:
         >>> anchor_loss(torch.eye(2), torch.eye(2).flip(0))
@@ -112,7 +112,7 @@ def contrastive_temperature(progress: float, start: float, end: float) -> float:
 
 
 def unified_anchors(support: Support, encoder: DualEncoder, config: VMFCoOpConfig) -> SemanticAnchors:
-    """The fields of the vocabulary and of every class's descriptions, fused (METHOD.md section 1).
+    """The fields of the vocabulary and of every class's descriptions, fused.
 
     Raises:
         UserError: ``vocabulary="token"`` where the token embeddings have another width than d.

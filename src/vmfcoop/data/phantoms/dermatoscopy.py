@@ -36,6 +36,7 @@ from vmfcoop.data.phantoms.tissue import (
     radius_at,
     ribbon,
     smoothstep,
+    soft_minimum,
     vignette,
 )
 
@@ -178,7 +179,8 @@ def _rounded(rng: np.random.Generator, mesh: Cells) -> Field:
     tilt, stretch = _by_cell(rng, mesh, 0, np.pi), _by_cell(rng, mesh, 0.75, 1.0)
     along = mesh.across * np.cos(tilt) + mesh.down * np.sin(tilt)
     beside = mesh.down * np.cos(tilt) - mesh.across * np.sin(tilt)
-    within = np.minimum(radius - np.hypot(along, beside / stretch), mesh.border)
+    own_edge = radius - np.hypot(along, beside / stretch)
+    within = soft_minimum(own_edge, mesh.border, 0.4 * room) + 0.1 * room
     return blur(smoothstep(0.0, 0.28 * room, within), 0.06 * room)
 
 
@@ -190,11 +192,11 @@ def _melanoma(patient: np.random.Generator, image: np.random.Generator, pose: _P
     body = 1 - smoothstep(1 - fade, 1 + 0.3 * fade, distance)
     melanin = patient.uniform(0.45, 1.2) * (1 + 0.2 * noise(image, 5, octaves=4))
     melanin += patient.uniform(0.7, 1.5) * smoothstep(-0.2, 1.2, noise(image, 4, octaves=4))
-    melanin, extent = _atypical_network(image, melanin, severity)
+    network, meshed = _atypical_network(image, severity)
     inside = 1 - smoothstep(0.72, 1.0, distance)
-    lesion = _Lesion(body, body * np.maximum(melanin, 0.08))
+    lesion = _Lesion(body, body * np.maximum(melanin + network, 0.08))
     colours = _melanoma_colours(patient, image, lesion, inside, severity)
-    structures = ["atypical pigment network"] if extent > 0.25 else []
+    structures = ["atypical pigment network"] if (meshed * body).sum() > 0.25 * body.sum() else []
     structures += _periphery(image, pose, lesion, distance, severity)
     lesion.attributes = {
         "symmetry": "asymmetric" if severity > 0.45 else "slightly asymmetric",
@@ -211,7 +213,7 @@ def _lobed_distance(image: np.random.Generator, pose: _Pose, severity: float) ->
     for number in range(int(image.integers(2, 4))):
         away = 0.0 if number == 0 else image.uniform(0.25, 0.3 + 0.3 * severity)
         [[x, y]] = pose.point(np.array([away]), np.array([image.uniform(0, 2 * np.pi)]))
-        radius = pose.radius * (0.85 if number == 0 else image.uniform(0.45, 0.7))
+        radius = pose.radius * (1.0 if number == 0 else image.uniform(0.55, 0.8))
         lobe = _Pose((x + 0.5) / HALF - 1, (y + 0.5) / HALF - 1, radius, image.uniform(0, 6), pose.aspect)
         distance, angle = lobe.polar()
         lobes.append(distance / radius_at(outline(image, 0.05 + 0.08 * severity), angle))
@@ -221,13 +223,13 @@ def _lobed_distance(image: np.random.Generator, pose: _Pose, severity: float) ->
     return np.asarray(joined + ragged * smoothstep(0.4, 0.9, joined), np.float64)
 
 
-def _atypical_network(image: np.random.Generator, melanin: Field, severity: float) -> tuple[Field, float]:
-    """Melanin with thick, uneven meshes in a part of the lesion, and how much of the image they cover."""
+def _atypical_network(image: np.random.Generator, severity: float) -> tuple[Field, Field]:
+    """Melanin of thick, uneven meshes, and where they are (0 to 1)."""
     mesh = cells(image, image.uniform(5.5, 8.5), 1.3, _warp(image, 8, 3.0))
     thickness = 1.1 + 0.9 * severity * smoothstep(-1, 1, noise(image, 5))
     where = smoothstep(-0.3, 0.9, noise(image, 3, octaves=2))
     lines = blur(bump(mesh.border / thickness, 1.0), 0.6) * (0.75 + 0.35 * noise(image, 9)) * where
-    return melanin + (0.5 + 0.5 * severity) * lines - 0.12 * where, float(where.mean())
+    return (0.5 + 0.5 * severity) * lines - 0.12 * where, where
 
 
 def _melanoma_colours(
@@ -245,7 +247,7 @@ def _melanoma_colours(
             lesion.melanin = lesion.melanin + 2.6 * patch
         elif colour == "red":
             lesion.melanin = lesion.melanin * (1 - 0.7 * patch)
-            lesion.blood = lesion.blood + 0.8 * patch * (1 + 0.3 * noise(image, 18))
+            lesion.blood = lesion.blood + 0.6 * patch * (1 + 0.3 * noise(image, 18))
         else:
             veil, opacity = (_BLUE_GREY, 0.72) if colour == "blue-grey" else (_SCAR, 0.6)
             lesion.veils.append((veil, opacity * patch * (1 + 0.1 * noise(image, 14))))
@@ -264,7 +266,7 @@ def _periphery(
         at = at[look_up(distance, at[:, 0], at[:, 1]) < 1.02]
         radii = image.uniform(0.6, 2.3, (len(at), 1)) * image.uniform(0.8, 1.2, (len(at), 2))
         lesion.melanin = lesion.melanin + 1.6 * paint(ellipses(at, radii))
-        added.append("irregular dots and globules")
+        added += ["irregular dots and globules"] if len(at) > 3 else []
     if image.random() < 0.75 * severity:
         n = int(image.integers(6, 14))
         angles = centre + np.sort(image.uniform(-0.8, 0.8, n))
@@ -294,7 +296,7 @@ def _keratosis(patient: np.random.Generator, image: np.random.Generator, pose: _
     body = 1 - smoothstep(0.96, 1.04, distance + bitten)
     depth = patient.uniform(0.3, 1.25)
     melanin = depth * (1 + 0.2 * noise(image, 4, octaves=4)) + 0.25 * bump(distance - 0.95, 0.12)
-    melanin += _keratosis_surface(image, surface, patient.uniform(0.55, 1.1))
+    melanin += patient.uniform(0.55, 1.1) * _keratosis_surface(image, surface)
     lesion = _Lesion(body, body * np.maximum(melanin, 0.05), blood=body * patient.uniform(0, 0.4))
     wax = patient.uniform(0.15, 0.5) * (1 + 0.25 * noise(image, 8, octaves=2))
     lesion.veils.append((_WAXY, body * np.clip(wax, 0, 1) * np.exp(-0.35 * lesion.melanin)))
@@ -311,23 +313,20 @@ def _keratosis(patient: np.random.Generator, image: np.random.Generator, pose: _
     return lesion
 
 
-def _keratosis_surface(image: np.random.Generator, surface: str, strength: float) -> Field:
+def _keratosis_surface(image: np.random.Generator, surface: str) -> Field:
     """Melanin of the relief: keratin in clefts is dark."""
     if surface == "cerebriform":
         # Where smooth noise crosses zero, clefts wind as between gyri.
-        return strength * (
-            bump(noise(image, 12) + 0.2 * noise(image, 26), 0.28) * (0.7 + 0.3 * noise(image, 5)) - 0.2
-        )
+        clefts = bump(noise(image, 12) + 0.2 * noise(image, 26), 0.28)
+        return clefts * (0.7 + 0.3 * noise(image, 5)) - 0.2
     if surface == "verrucous":
         mesh = cells(image, image.uniform(7, 12), 1.2, _warp(image, 8, 3.5))
-        papillae = _rounded(image, mesh) * _by_cell(image, mesh, 0.4, 1.0)
-        return strength * (0.4 - 0.75 * papillae)
+        return 0.4 - 0.75 * _rounded(image, mesh) * _by_cell(image, mesh, 0.4, 1.0)
     turn = image.uniform(0, np.pi)
     across = COLUMNS * np.cos(turn) + ROWS * np.sin(turn) + 9 * noise(image, 3) + 2 * noise(image, 8)
-    lines = 0.5 + 0.5 * np.cos(2 * np.pi * across / image.uniform(6, 8.5))
-    return (
-        strength * 0.55 * (lines**2 * smoothstep(-0.8, 0.9, noise(image, 7)) - 0.15 + 0.12 * noise(image, 16))
-    )
+    ridges = np.square(0.5 + 0.5 * np.cos(2 * np.pi * across / image.uniform(6, 8.5)))
+    worn = smoothstep(-0.8, 0.9, noise(image, 7))
+    return np.asarray(0.55 * (ridges * worn - 0.15 + 0.12 * noise(image, 16)), np.float64)
 
 
 def _cysts_and_plugs(image: np.random.Generator, pose: _Pose, lesion: _Lesion) -> list[str]:
@@ -441,7 +440,7 @@ class _Dermatoscope:
     @classmethod
     def of(cls, patient: np.random.Generator) -> _Dermatoscope:
         """The device that a patient is seen with."""
-        tint = 1 + patient.normal(0, 0.045, 3)
+        tint = 1 + patient.normal(0, 0.035, 3)
         return cls(
             has_gel=bool(patient.random() < 0.4),
             lamp=patient.uniform(0, 2 * np.pi),

@@ -34,6 +34,7 @@ from vmfcoop.data.phantoms.tissue import (
     photograph,
     scatter,
     smoothstep,
+    soft_minimum,
     vignette,
 )
 
@@ -267,10 +268,7 @@ def _glands(
         amplitude, phase = image.normal(0, ragged / (wave - 1), n), image.uniform(0, 2 * np.pi, n)
         radius = radius * (1 + amplitude.take(layout.index) * np.cos(wave * angle + phase.take(layout.index)))
     own_edge = radius * spacing - np.hypot(layout.across, layout.down)
-    # The smaller of the two distances, rounded where they meet.
-    neighbour = layout.border - gap / 2
-    depth = 0.5 * (own_edge + neighbour - np.sqrt(np.square(own_edge - neighbour) + 30.0))
-    return _Glands(layout, np.asarray(depth, np.float64))
+    return _Glands(layout, soft_minimum(own_edge, layout.border - gap / 2, 5.5))
 
 
 def _normal_glands(patient: np.random.Generator, image: np.random.Generator, scale: float) -> _Section:
@@ -442,7 +440,9 @@ def _adipose(patient: np.random.Generator, image: np.random.Generator, scale: fl
     strand = smoothstep(0.03, -0.03, np.abs(off) - image.uniform(0.05, 0.16) + 0.02 * noise(image, 14))
     strand = strand * (image.random() < 0.45)
     # Walls are thickest where three cells meet.
-    wall = bump(layout.border, 1.0 * scale * patient.uniform(0.8, 1.5)) * np.maximum(0.75 + 0.25 * noise(image, 9), 0.35)
+    wall = bump(layout.border, 1.0 * scale * patient.uniform(0.8, 1.5)) * np.maximum(
+        0.75 + 0.25 * noise(image, 9), 0.35
+    )
     corner = smoothstep(0.42, 0.62, np.hypot(layout.across, layout.down) / spacing) * bump(layout.border, 2.2)
     fibres = _fibres(image, 8, turn, scale)
     eosin = np.maximum(0.55 * np.maximum(wall, 0.7 * corner), strand * (0.3 + 0.5 * fibres.density))

@@ -33,6 +33,11 @@ def smoothstep(low: float | Field, high: float | Field, values: Field) -> Field:
     return np.asarray(t * t * (3 - 2 * t), np.float64)
 
 
+def soft_minimum(a: Field, b: Field, width: float) -> Field:
+    """The smaller of two fields, rounded off where they differ by less than about ``width``."""
+    return np.asarray(0.5 * (a + b - np.sqrt(np.square(a - b) + width * width)), np.float64)
+
+
 def bump(values: Field, width: float) -> Field:
     """1 where the values are 0, falling off as a Gaussian."""
     return np.asarray(np.exp(-np.square(values / width)), np.float64)

@@ -1,0 +1,1 @@
+"""Phantoms: drawn images with known findings, for trying everything without patients' data."""
