@@ -1,7 +1,7 @@
 """Folders in open_clip's hub format with seeded random weights: stand-ins for models too large to ship.
 
-The weights are drawn at a gain above one, not at the small scale that training starts from, so that features of
-different texts and images lie apart and a wrong mask, position or bias shows in them.
+The weights are drawn at a gain above one, not at the small scale that training starts from, so that features
+of different texts and images lie apart and a wrong mask, position or bias shows in them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = """a an the of in with and no or on to is photo image picture scan slide mri ct ultrasound x ray
-chest brain breast kidney lung colon skin retina liver heart knee tissue tumor tumour cyst stone cell lesion
-nodule opacity glioma meningioma pituitary carcinoma adenocarcinoma melanoma pneumonia cataract glaucoma
-normal benign malignant healthy diabetic viral covid showing shows large small bright dark round irregular
-border borders mass edema margin texture contrast left right upper lower region dense thin thick smooth
-vessel fluid signal enhancing ring bone disease optic disc nerve""".split()
+_WORDS = (
+    "a an the of in with and no or on to is photo image picture scan slide mri ct ultrasound x ray "
+    "chest brain breast kidney lung colon skin retina liver heart knee tissue tumor tumour cyst stone "
+    "cell lesion nodule opacity glioma meningioma pituitary carcinoma adenocarcinoma melanoma pneumonia "
+    "cataract glaucoma normal benign malignant healthy diabetic viral covid showing shows large small "
+    "bright dark round irregular border borders mass edema margin texture contrast left right upper "
+    "lower region dense thin thick smooth vessel fluid signal enhancing ring bone disease optic disc "
+    "nerve "
+)
 ENDINGS = ["s", "ed", "ing", "oma", "itis", "osis", "opathy", "scopy", "al", "ic", "ly", "tic"]
 
 BIOMEDCLIP: dict[str, Any] = {
@@ -56,7 +59,7 @@ GAIN = 1.5
 def vocabulary() -> list[str]:
     """A WordPiece vocabulary in which every lower-case ASCII text has tokens, none of them unknown."""
     letters = list(string.ascii_lowercase + string.digits)
-    words = [*letters, *string.punctuation, *(w for w in WORDS if len(w) > 1)]
+    words = [*letters, *string.punctuation, *(w for w in _WORDS.split() if len(w) > 1)]
     pieces = [f"##{piece}" for piece in [*letters, *ENDINGS]]
     return [*SPECIAL, *(f"[unused{i}]" for i in range(3)), *words, *pieces]
 
@@ -68,7 +71,9 @@ def write_tokenizer(folder: Path, context_length: int) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     marks = [(mark, entries.index(mark)) for mark in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", marks)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", marks
+    )
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "vocab.txt").write_text("\n".join(entries) + "\n", encoding="utf-8")

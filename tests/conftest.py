@@ -12,10 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
+from benchmarks.random_backbone import write_folder
 from PIL import Image
 from transformers import BertConfig
 
-from benchmarks.random_backbone import write_folder
 from vmfcoop.backbones.open_clip import OpenClipEncoder, load_folder
 
 TINY_VISION: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from vmfcoop.files import disk_full, home, write_atomically
 from vmfcoop.progress import ProgressReport, no_progress
 
 ImageSource = Path | Image.Image
+DECODERS = min(8, os.cpu_count() or 1)
 CROP_SCALE = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -187,7 +189,7 @@ class CachedEncoder(DualEncoder):
             return features
 
     def encode_image_files(
-        self, images: Sequence[ImageSource], views: int = 1, batch_size: int = 32
+        self, images: Sequence[ImageSource], views: int = 1, batch_size: int | None = None
     ) -> Tensor:
         """Image files or PIL images -> unit features of each one's views, ``(n, V, d)``, float32, on the CPU.
 
@@ -196,17 +198,22 @@ class CachedEncoder(DualEncoder):
         the same views on every machine. Only what the cache lacks is computed, in batches that are stored
         as they come: an interrupted extraction goes on where it stopped.
 
+        Args:
+            images: n of them.
+            views: V.
+            batch_size: images and views encoded at once; by default 8 on a CPU, 128 elsewhere.
+
         Raises:
             UserError: an image cannot be read (named), or the disk is full.
         """
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(max_workers=DECODERS) as pool:
             hashes = list(pool.map(content_hash, images))
             keys = {content: [f"image/{content}/{view}" for view in range(views)] for content in hashes}
             found = self._cache.get([key for group in keys.values() for key in group])
             absent = {
                 c: i for c, i in zip(hashes, images, strict=True) if any(k not in found for k in keys[c])
             }
-            per_batch = max(1, batch_size // views)
+            per_batch = max(1, (batch_size or self._batch_size()) // views)
             pending = list(absent.items())
             batches = [pending[i : i + per_batch] for i in range(0, len(pending), per_batch)]
             for done, (batch, pixels) in enumerate(_read_ahead(pool, batches, self._pixels(views))):
@@ -222,6 +229,10 @@ class CachedEncoder(DualEncoder):
         if not hashes:
             return torch.empty(0, views, self.dim)
         return torch.stack([torch.stack([found[key] for key in keys[content]]) for content in hashes])
+
+    def _batch_size(self) -> int:
+        # On a CPU eight images fit its caches: half the time of thirty-two, and far less memory.
+        return 8 if self.device.type == "cpu" else 128
 
     def _pixels(self, views: int) -> Callable[[tuple[str, ImageSource]], Tensor]:
         mean, std = self.image_mean_std

@@ -180,9 +180,9 @@ def test_one_step_is_gradient_descent_on_the_equations():
     logits = 20.0 * data.image_features[:, 0] @ p.T
     log_q = logits.log_softmax(dim=1)
     true = torch.arange(6), data.labels
-    loss = -log_q[true].mean() + 0.1 * 4.0 * (1 - log_q.exp()[true]).mean()
-    loss = loss + 2.0 * ((p - target) ** 2).sum(dim=1).mean()
-    loss = loss - 0.5 * (1.0 * p @ u.T).log_softmax(dim=1).diagonal().mean()
+    loss = -log_q[true].mean() + 1.0 * 4.0 * (1 - log_q.exp()[true]).mean()
+    loss = loss + 0.5 * 2.0 * ((p - target) ** 2).sum(dim=1).mean()
+    loss = loss - 0.5 * 0.5 * (1.0 * p @ u.T).log_softmax(dim=1).diagonal().mean()
     loss.backward()
 
     assert fitted.history[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)

@@ -22,6 +22,23 @@ class Tokens(NamedTuple):
     ids: Tensor
     mask: Tensor
 
+    @property
+    def lengths(self) -> Tensor:
+        """Positions up to and with the last real token of each text, shape ``(n,)``, int64."""
+        return real_lengths(self.mask)
+
+
+def real_lengths(mask: Tensor) -> Tensor:
+    """Positions up to and with the last True of each row, shape ``(n,)``, int64.
+
+    Not their sum: a text that spells the padding mark out has a hole in its mask.
+
+    Example:
+        >>> real_lengths(torch.tensor([[True, False, True, False]]))
+        tensor([3])
+    """
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+
 
 class DualEncoder(ABC):
     """A frozen image tower and a frozen text tower that end on the unit sphere of ``R^dim``.
@@ -115,10 +132,11 @@ class DualEncoder(ABC):
         Texts of like length go together, each batch trimmed to its own longest text: the result is the
         same, padding is not computed.
         """
-        order = torch.argsort(tokens.mask.sum(dim=1), stable=True)
+        lengths = tokens.lengths
+        order = torch.argsort(lengths, stable=True)
         features = torch.empty(len(order), self.dim)
         for rows in order.split(batch_size):
-            longest = int(tokens.mask[rows].sum(dim=1).max())
+            longest = int(lengths[rows].max())
             ids = tokens.ids[rows, :longest].to(self.device)
             mask = tokens.mask[rows, :longest].to(self.device)
             features[rows] = self.encode_embeddings(self.token_embeddings(ids), mask).float().cpu()

@@ -10,20 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import TextTransformer, text_global_pool
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vmfcoop.backbones.base import DualEncoder, Tokens
+from vmfcoop.backbones.base import DualEncoder, Tokens, real_lengths
 from vmfcoop.errors import UserError, unknown_name
 
 CONFIG_FILE = "open_clip_config.json"
@@ -67,7 +68,7 @@ class OpenClipEncoder(DualEncoder):
     pooled from the end mark, or without a mask at the full context length as in SigLIP).
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, preprocess_cfg: PreprocessCfg, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, preprocess_cfg: PreprocessCfg, name: str) -> None:
         self.name = name
         self.device = torch.device("cpu")
         self._model: Any = model.float().eval().requires_grad_(False)
@@ -76,9 +77,10 @@ class OpenClipEncoder(DualEncoder):
         self._transform = image_transform_v2(preprocess_cfg, is_train=False)
         self._text: Any = _text_tower(model)
         self.context_length = int(tokenizer.context_length)
-        # Without a causal or padding mask the padding is part of the text (SigLIP): never trimmed.
+        # Without a causal mask, or pooled from the last position, the padding is part of the text (SigLIP):
+        # never trimmed.
         self._reads_padding = isinstance(self._text, TextTransformer) and (
-            self._text.attn_mask is None and not self._text.use_pad_mask
+            self._text.pool_type == "last" or self._text.attn_mask is None
         )
         first = tokenizer(["a", "zebra"])[:, 0]
         self.begin_marks = int(first[0] == first[1])
@@ -119,7 +121,7 @@ class OpenClipEncoder(DualEncoder):
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        features = self._model.encode_image(pixels.to(self.device), normalize=True)  # type: ignore[operator]
+        features = self._model.encode_image(pixels.to(self.device), normalize=True)
         return features.float().cpu()  # type: ignore[no-any-return]
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
@@ -130,14 +132,14 @@ class OpenClipEncoder(DualEncoder):
                 raise UserError(f"Text {position} of {len(texts)} is empty; an empty text has no direction.")
         ids: Tensor = self._tokenizer(list(texts))
         mask = self._mask(ids)
-        longest = int(mask.sum(dim=1).max())
+        longest = int(real_lengths(mask).max())
         return Tokens(ids[:, :longest].to(self.device), mask[:, :longest].to(self.device))
 
     def _mask(self, ids: Tensor) -> Tensor:
         if self._reads_padding:
             return torch.ones_like(ids, dtype=torch.bool)
         if isinstance(self._text, HFTextEncoder):
-            return ids != self._text.config.pad_token_id
+            return ids.ne(self._text.config.pad_token_id)
         # CLIP's padding id is also the token "!": the text ends at its end mark.
         ends = (
             ids.argmax(dim=1)
@@ -162,12 +164,9 @@ class OpenClipEncoder(DualEncoder):
         tower, length = self._text, embeddings.shape[1]
         hidden = embeddings + tower.positional_embedding[:length]
         attention = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
-        if tower.use_pad_mask:
-            blocked = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, float("-inf"))
-            attention = blocked[:, None, :].expand(-1, length, -1).repeat_interleave(tower.heads, dim=0)
         hidden = tower.ln_final(tower.transformer(hidden, attn_mask=attention))
         if tower.pool_type in ("argmax", "eos"):
-            pooled = hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
+            pooled = hidden[torch.arange(len(hidden)), real_lengths(mask) - 1]
         else:
             pooled = text_global_pool(hidden, None, pool_type=tower.pool_type)
         if tower.text_projection is None:
@@ -225,21 +224,23 @@ def load_folder(folder: Path, name: str | None = None) -> OpenClipEncoder:
     """
     folder = folder.expanduser().resolve()
     config = _read_json(_require(folder, CONFIG_FILE))
-    if "model_cfg" not in config:
+    model_cfg = config.get("model_cfg")
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model_cfg):
         raise UserError(
-            f"'{folder / CONFIG_FILE}' has no 'model_cfg'; fetch the file again from the model's hub."
+            f"'{folder / CONFIG_FILE}' has no 'model_cfg' with both towers; "
+            "fetch the file again from the model's hub."
         )
     weights = next((folder / f for f in WEIGHT_FILES if (folder / f).is_file()), None)
     if weights is None:
         raise UserError(
             f"The backbone folder '{folder}' has no weights; put {' or '.join(WEIGHT_FILES)} there."
         )
-    model_cfg = config["model_cfg"]
     tokenizer = _build_tokenizer(folder, model_cfg["text_cfg"])
     with _local_text_config(folder, model_cfg["text_cfg"]) as text_cfg:
         model = _build_model({**model_cfg, "text_cfg": text_cfg}, folder)
     _load_weights(model, weights)
-    preprocess = PreprocessCfg(**{**config.get("preprocess_cfg", {}), "size": model.visual.image_size})
+    settings = merge_preprocess_dict(PreprocessCfg(), config.get("preprocess_cfg", {}))
+    preprocess = PreprocessCfg(**{**settings, "size": model.visual.image_size})
     return OpenClipEncoder(model, tokenizer, preprocess, name or f"dir:{folder}")
 
 
@@ -260,12 +261,15 @@ def load_named(spec: str) -> OpenClipEncoder:
         model, _, _ = open_clip.create_model_and_transforms(
             model_name, pretrained=pretrained, force_custom_text=True
         )
-    except (OSError, RuntimeError) as error:
+        tokenizer = open_clip.get_tokenizer(model_name)
+    except UnpicklingError as error:
+        raise UserError(f"The weights '{pretrained}' are not a file of plain tensors.") from error
+    except (OSError, RuntimeError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             f"open_clip could not load '{spec}' ({_first_line(error)}); is the hub in reach?"
         ) from error
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
-    return OpenClipEncoder(model, open_clip.get_tokenizer(model_name), preprocess, f"open_clip:{spec}")
+    return OpenClipEncoder(model, tokenizer, preprocess, f"open_clip:{spec}")
 
 
 def load_hub(repository: str, name: str) -> OpenClipEncoder:
@@ -297,6 +301,7 @@ def _text_tower(model: nn.Module) -> Any:
 
 def _build_model(model_cfg: dict[str, Any], folder: Path) -> Any:
     kwargs = {k: v for k, v in model_cfg.items() if k != "custom_text"}
+    kwargs["vision_cfg"] = {**model_cfg["vision_cfg"], "timm_model_pretrained": False}
     if "multimodal_cfg" in kwargs:
         raise UserError(f"'{folder}' holds a CoCa model; only dual encoders are supported.")
     try:
@@ -335,18 +340,17 @@ def _hf_config(folder: Path, hf_model_name: str) -> dict[str, Any]:
 
 
 def _build_tokenizer(folder: Path, text_cfg: dict[str, Any]) -> Any:
-    length = text_cfg.get("context_length", 77)
-    if "hf_tokenizer_name" not in text_cfg and "hf_model_name" not in text_cfg:
-        return open_clip.SimpleTokenizer(context_length=length)
+    settings = {**text_cfg.get("tokenizer_kwargs", {}), "context_length": text_cfg.get("context_length", 77)}
+    if not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("hf_model_name"):
+        return open_clip.SimpleTokenizer(**settings)
     if not any((folder / f).is_file() for f in TOKENIZER_FILES):
         raise UserError(
             f"The backbone folder '{folder}' has no tokenizer; put {' or '.join(TOKENIZER_FILES)} there."
         )
     try:
-        return HFTokenizer(
-            str(folder), context_length=length, local_files_only=True, **text_cfg.get("tokenizer_kwargs", {})
-        )
-    except (OSError, ValueError, KeyError) as error:
+        mode = text_cfg.get("tokenizer_mode")
+        return HFTokenizer(str(folder), tokenizer_mode=mode, local_files_only=True, **settings)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
         raise UserError(
             f"The tokenizer files in '{folder}' cannot be read ({_first_line(error)})."
         ) from error
@@ -381,7 +385,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # torch raises pickle's own error class for files that are not plain tensors
         raise UserError(f"The weights '{path}' hold more than tensors and were not loaded.") from error
-    return state.get("state_dict", state)  # type: ignore[no-any-return]
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"The weights '{path}' are not a dictionary of named tensors.")
+    return state
 
 
 def _require(folder: Path, file: str) -> Path:

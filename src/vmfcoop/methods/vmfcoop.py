@@ -54,8 +54,8 @@ class VMFCoOpConfig(TrainingConfig):
     symmetric: bool = True
     lambda_anc: float = Field(10.0, ge=0)
     lambda_sc: float = Field(1.0, ge=0)
-    per_shot: bool = False
-    rce_weight: float = Field(0.1, ge=0)
+    per_shot: bool = True
+    rce_weight: float = Field(1.0, ge=0)
     rce_log_zero: float = Field(-4.0, lt=0)
     tau_start: float = Field(1.0, gt=0)
     tau_end: float | None = Field(None, gt=0)

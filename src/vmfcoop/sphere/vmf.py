@@ -24,6 +24,7 @@ from vmfcoop.sphere.bessel import (
 _UNIT_TOLERANCE = 1e-3
 # Rows whose mean squared distance from their mean is below this are equal up to rounding.
 _MINIMUM_SPREAD = 1e-12
+_CANCELLATION = 1e-6
 _QUADRATURE_NODES = 64
 
 
@@ -394,7 +395,10 @@ def _check_rows(x: Tensor) -> None:
 
 
 def _check_spread(rows: Tensor, mean: Tensor, length: Tensor) -> None:
-    spread = (rows - mean.unsqueeze(-2)).square().sum(-1).mean(-1)
+    # 1 - R^2 is the spread too and needs no copy of the rows, but cancels where the rows nearly agree.
+    spread = 1 - length.square()
+    if bool((spread < _CANCELLATION).any()):
+        spread = (rows - mean.unsqueeze(-2)).square().sum(-1).mean(-1)
     equal, cancelling = spread < _MINIMUM_SPREAD, length < _MINIMUM_SPREAD
     if bool(equal.any()):
         raise UserError(f"All rows{_of_fit(equal)} are equal, so the concentration is infinite.")
