@@ -107,7 +107,7 @@ def run_fit(
         if bank:
             bank.for_classes(table.class_names)
     with watch.phase("load backbone"):
-        encoder = CachedEncoder(load_backbone(request.backbone, request.device), progress=progress)
+        encoder = _load_encoder(request.backbone, request.device, progress)
     with watch.phase("image features"):
         files = [table.paths[i] for i in chosen.train]
         encoder.encode_image_files(files, request.views)
@@ -249,8 +249,15 @@ def _restore(
     run: Run, backbone: str | None, device: str, progress: ProgressReport
 ) -> tuple[CachedEncoder, Fitted]:
     spec = backbone or run.record["backbone"]["spec"]
-    encoder = CachedEncoder(load_backbone(spec, device), progress=progress)
+    encoder = _load_encoder(spec, device, progress)
     return encoder, run.restore(encoder)
+
+
+def _load_encoder(spec: str, device: str, progress: ProgressReport) -> CachedEncoder:
+    progress("load backbone", 0, 1)
+    encoder = CachedEncoder(load_backbone(spec, device), progress=progress)
+    progress("load backbone", 1, 1)
+    return encoder
 
 
 def _load_table(

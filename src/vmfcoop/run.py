@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from vmfcoop.__about__ import __version__
 from vmfcoop.backbones import DualEncoder
 from vmfcoop.errors import UserError
-from vmfcoop.files import full_disk_is_said, write_atomically
+from vmfcoop.files import full_disk_is_said
 from vmfcoop.methods import Fitted, make_method
 from vmfcoop.methods.base import History
 
@@ -106,11 +106,12 @@ def write_run(
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             scratch.chmod(0o755)
-            write_atomically(scratch / ADAPTER, save({k: v.contiguous() for k, v in fitted.state().items()}))
-            write_atomically(scratch / METRICS, _pretty(metrics))
-            write_atomically(scratch / PREDICTIONS, predictions)
-            write_atomically(scratch / HISTORY, history_table(fitted.history))
-            write_atomically(scratch / RECORD, _pretty(full_record))
+            state = {key: value.contiguous() for key, value in fitted.state().items()}
+            (scratch / ADAPTER).write_bytes(save(state))
+            (scratch / METRICS).write_text(_pretty(metrics), encoding="utf-8")
+            (scratch / PREDICTIONS).write_text(predictions, encoding="utf-8")
+            (scratch / HISTORY).write_text(history_table(fitted.history), encoding="utf-8")
+            (scratch / RECORD).write_text(_pretty(full_record), encoding="utf-8")
             _move_into_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

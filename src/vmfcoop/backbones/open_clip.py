@@ -108,8 +108,8 @@ class OpenClipEncoder(DualEncoder):
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         digest.update("\n".join(self.vocabulary()).encode())
-        settings = {k: str(v) for k, v in sorted(vars(self._preprocess_cfg).items())}
-        digest.update(json.dumps([settings, self.context_length]).encode())
+        settings = {**vars(self._preprocess_cfg), "size": self.image_size, "context": self.context_length}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
         return digest.hexdigest()[:32]
 
     @property
@@ -170,7 +170,7 @@ class OpenClipEncoder(DualEncoder):
         else:
             pooled = text_global_pool(hidden, None, pool_type=tower.pool_type)
         if tower.text_projection is None:
-            return pooled
+            return pooled  # type: ignore[no-any-return]
         if isinstance(tower.text_projection, nn.Linear):
             return tower.text_projection(pooled)  # type: ignore[no-any-return]
         return pooled @ tower.text_projection  # type: ignore[no-any-return]
@@ -224,19 +224,14 @@ def load_folder(folder: Path, name: str | None = None) -> OpenClipEncoder:
     """
     folder = folder.expanduser().resolve()
     config = _read_json(_require(folder, CONFIG_FILE))
-    model_cfg = config.get("model_cfg")
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model_cfg):
-        raise UserError(
-            f"'{folder / CONFIG_FILE}' has no 'model_cfg' with both towers; "
-            "fetch the file again from the model's hub."
-        )
+    model_cfg = _model_cfg(config, folder)
     weights = next((folder / f for f in WEIGHT_FILES if (folder / f).is_file()), None)
     if weights is None:
         raise UserError(
             f"The backbone folder '{folder}' has no weights; put {' or '.join(WEIGHT_FILES)} there."
         )
-    tokenizer = _build_tokenizer(folder, model_cfg["text_cfg"])
     with _local_text_config(folder, model_cfg["text_cfg"]) as text_cfg:
+        tokenizer = _build_tokenizer(folder, model_cfg["text_cfg"])
         model = _build_model({**model_cfg, "text_cfg": text_cfg}, folder)
     _load_weights(model, weights)
     settings = merge_preprocess_dict(PreprocessCfg(), config.get("preprocess_cfg", {}))
@@ -297,6 +292,18 @@ def _text_tower(model: nn.Module) -> Any:
     if isinstance(tower, HFTextEncoder) or (isinstance(tower, TextTransformer) and tower.cls_emb is None):
         return tower
     raise UserError(f"The text tower of {type(model).__name__} is not one that prompts can be learned for.")
+
+
+def _model_cfg(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The part of a configuration that describes both towers."""
+    model_cfg = config.get("model_cfg")
+    if isinstance(model_cfg, dict) and all(
+        isinstance(model_cfg.get(tower), dict) for tower in ("vision_cfg", "text_cfg")
+    ):
+        return model_cfg
+    raise UserError(
+        f"'{folder / CONFIG_FILE}' has no 'model_cfg' with both towers; fetch it again from the model's hub."
+    )
 
 
 def _build_model(model_cfg: dict[str, Any], folder: Path) -> Any:

@@ -110,9 +110,7 @@ def layer(image: Field, value: float | Field, share: Field) -> Field:
     return np.asarray(image + (value - image) * share, np.float64)
 
 
-def push(
-    x: Field, y: Field, centre: Sequence[float], radius: float, strength: float
-) -> tuple[Field, Field]:
+def push(x: Field, y: Field, centre: Sequence[float], radius: float, strength: float) -> tuple[Field, Field]:
     """Coordinates of where tissue came from that a mass now presses away from its centre."""
     u, v = x - centre[0], y - centre[1]
     share = strength * np.exp(-(np.square(u) + np.square(v)) / (2.2 * radius) ** 2)
