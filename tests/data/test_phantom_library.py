@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from vmfcoop.data import load_dataset
-from vmfcoop.data.phantoms import PHANTOMS, SIZE, contact_sheet, materialise
+from vmfcoop.data.phantoms.core import SIZE
+from vmfcoop.data.phantoms.library import PHANTOMS, contact_sheet, materialise
 from vmfcoop.errors import UserError
 
 KEY = "phantom-fundus"

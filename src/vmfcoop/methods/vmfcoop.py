@@ -105,7 +105,7 @@ def contrastive_temperature(progress: float, start: float, end: float) -> float:
     """tau(t) rises from tau_0 to tau_max along a half cosine over training.
 
     Example:
-        >>> [contrastive_temperature(t, 1.0, 25.0) for t in (0.0, 0.5, 1.0)]
+        >>> [round(contrastive_temperature(t, 1.0, 25.0), 6) for t in (0.0, 0.5, 1.0)]
         [1.0, 13.0, 25.0]
     """
     return start + (end - start) * (1 - math.cos(math.pi * progress)) / 2
@@ -132,6 +132,15 @@ def unified_anchors(support: Support, encoder: DualEncoder, config: VMFCoOpConfi
     return semantic_anchors(entries, descriptions, estimator=config.estimator)
 
 
+def _summary(fields: SemanticAnchors) -> dict[str, Tensor]:
+    """Concentrations and resultant lengths of the fields: the vocabulary's, then those of the C classes."""
+    fits = [fields.vocabulary_field, *fields.class_fields]
+    return {
+        "field_concentrations": torch.stack([fit.concentration for fit in fits]),
+        "field_resultant_lengths": torch.stack([fit.resultant_length for fit in fits]),
+    }
+
+
 class VMFCoOp(Method[VMFCoOpConfig]):
     """vMFCoOp (AAAI 2026): ``L = lambda_anc L_anc + lambda_sc L_sc + L_SCE`` over the shared context vectors.
 
@@ -146,7 +155,8 @@ class VMFCoOp(Method[VMFCoOpConfig]):
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         config, device = self.config, encoder.device
         prompts = PromptLearner(encoder, support.class_names, config.context_init)
-        anchors = unified_anchors(support, encoder, config).anchors.float().to(device)
+        fields = unified_anchors(support, encoder, config)
+        anchors = fields.anchors.float().to(device)
         offsets = nn.Parameter(torch.zeros_like(anchors), requires_grad=config.dynamic_anchors)
         scale = nn.Parameter(
             torch.tensor(config.alpha_start, device=device), requires_grad=config.dynamic_anchors
@@ -159,7 +169,7 @@ class VMFCoOp(Method[VMFCoOpConfig]):
         features, labels = support.image_features.to(device), support.labels.to(device)
         learned = [prompts.context, offsets, scale] if config.dynamic_anchors else [prompts.context]
         history = optimise(objective, learned, features, labels, config, progress)
-        extra = {"anchors": anchors, "anchor_offsets": offsets, "anchor_scale": scale}
+        extra = {"anchors": anchors, "anchor_offsets": offsets, "anchor_scale": scale, **_summary(fields)}
         return fitted_prompts(prompts, support.class_names, config.context_init, encoder, history, extra)
 
     def losses(

@@ -1,0 +1,40 @@
+"""Files are written whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from vmfcoop.errors import UserError
+from vmfcoop.files import home, write_atomically
+
+
+def test_content_and_nothing_beside_it(tmp_path):
+    write_atomically(tmp_path / "new" / "a.txt", "grün")
+    write_atomically(tmp_path / "new" / "a.txt", b"bytes")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == b"bytes"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(errno.ENOSPC, "is full; free some space"), (errno.EROFS, "is not writable")]
+)
+def test_failure_leaves_the_old_file(tmp_path, monkeypatch, code, message):
+    write_atomically(tmp_path / "a.txt", "old")
+
+    def refuse(self, target):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match=message):
+        write_atomically(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_home_is_the_variable_or_the_platforms_cache(monkeypatch):
+    monkeypatch.setenv("VMFCOOP_HOME", "~/elsewhere")
+    assert home() == Path.home() / "elsewhere"
+    monkeypatch.delenv("VMFCOOP_HOME")
+    assert home().name == "vmfcoop"
