@@ -152,7 +152,7 @@ def test_show_prints_the_backbone(tiny_bert_folder):
 
 
 def test_help_has_an_example_for_every_command():
-    for command in (["fit"], ["evaluate"], ["predict"], ["backbones", "show"]):
+    for command in (["fit"], ["evaluate"], ["predict"], ["backbones", "show"], ["data", "contact-sheet"]):
         assert "Example: vmfcoop " + " ".join(command) in vmfcoop(*command, "--help").stdout
     assert "--install-completion" in vmfcoop("--help").stdout
     assert vmfcoop("--version").stdout.count(".") == 2
@@ -282,3 +282,14 @@ def test_nothing_asks_the_network(image_folder, tiny_bert_folder, tmp_path):
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert "AssertionError" not in stderr
+
+
+def test_contact_sheet(tmp_path):
+    assert (
+        vmfcoop(
+            "data", "contact-sheet", "phantom-fundus", "--columns", 2, "--out", tmp_path / "s.png"
+        ).returncode
+        == 0
+    )
+    assert Image.open(tmp_path / "s.png").height > 600
+    refused(vmfcoop("data", "contact-sheet", "phantom-fundis"), "did you mean 'phantom-fundus'")

@@ -54,6 +54,8 @@ app = typer.Typer(
 )
 backbones_app = typer.Typer(help="Look at CLIP models.", no_args_is_help=True)
 app.add_typer(backbones_app, name="backbones")
+data_app = typer.Typer(help="Look at datasets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 class Format(StrEnum):
@@ -279,6 +281,29 @@ def show_backbone(
     for key, value in facts.items():
         table.add_row(key.replace("_", " "), str(value))
     out.print(table)
+
+
+@data_app.command("contact-sheet")
+def contact_sheet(
+    key: Annotated[str, typer.Argument(help="A phantom dataset, phantom-...", show_default=False)],
+    to: Annotated[Path | None, typer.Option("--out", help="PNG to write; default KEY.png.")] = None,
+    columns: Annotated[int, typer.Option(help="Images a class.", min=1)] = 8,
+    outlines: Annotated[bool, typer.Option(help="Draw the outlines of the findings.")] = True,
+) -> None:
+    """Draw a labelled grid of a phantom dataset with the outlines of its findings.
+
+    Example: [bold]vmfcoop data contact-sheet phantom-brain-mri --out sheet.png[/]
+    """
+    import io
+
+    from vmfcoop.data.phantoms import contact_sheet as draw
+    from vmfcoop.files import write_atomically
+
+    content = io.BytesIO()
+    draw(key, columns, outlines).save(content, "PNG")
+    place = to or Path(f"{key}.png")
+    write_atomically(place, content.getvalue())
+    out.print(f"Wrote {place}", highlight=False)
 
 
 @contextmanager
