@@ -156,4 +156,4 @@ class DualEncoder(ABC):
         if sample is not None and sample < len(tokens.ids):
             rows = torch.randperm(len(tokens.ids), generator=torch.Generator().manual_seed(0))[:sample]
             tokens = Tokens(tokens.ids[rows.sort().values], tokens.mask[rows.sort().values])
-        return self.encode_tokens(tokens, batch_size=1024)
+        return self.encode_tokens(tokens, batch_size=512)

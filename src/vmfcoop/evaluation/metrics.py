@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vmfcoop.errors import UserError
 
@@ -42,6 +41,9 @@ def classification_metrics(
     """
     if len(labels) == 0:
         raise UserError("There are no images to evaluate in this split.")
+    # torchmetrics takes a second to import; commands that only predict need not wait for it.
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     classes = np.arange(len(class_names))
     predicted = probabilities.argmax(axis=1)
     present = np.unique(labels)

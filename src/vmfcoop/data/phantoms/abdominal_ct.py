@@ -464,7 +464,7 @@ def _tumour(
     tissue = layer(phase.tumour + swing * noise(patient, 18), 14.0, necrotic)
     body = layer(body, _FAT + 55, 0.5 * bump(edge - 0.03, 0.03) * smoothstep(0.2, 1, noise(patient, 20)))
     body = layer(body, tissue, inside(edge, 0.018))
-    margin = "lobulated" if ragged.std() > 0.07 else "ill-defined"
+    margin = "lobulated" if ragged.std() > 0.07 else "well-defined"
     report = _report(kidney, place, _size(radius, 0.14), "heterogeneous solid", margin)
     return _Finding(body, edge < 0, report)
 

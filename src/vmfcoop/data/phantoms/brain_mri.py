@@ -458,7 +458,7 @@ class _Tumour:
 def _draw(patient: np.random.Generator, image: np.random.Generator, label: int) -> Phantom:
     view = _view(patient, label)
     pose, mirrored = _pose(patient, image, view)
-    tumour = _tumour(patient, image, view, pose, label)
+    tumour = _tumour(patient, image, view, label)
     space = _Space.around(pose, tumour.centre, tumour.radius, tumour.effect)
     fat = _FAT * patient.choice([1.0, 0.85, 0.45])
     widening = patient.uniform(0.7, 1.5) * image.uniform(0.85, 1.15)
@@ -489,9 +489,7 @@ def _pose(patient: np.random.Generator, image: np.random.Generator, view: _View)
     return Pose(x, y + 4, scale, turn, stretch), mirrored
 
 
-def _tumour(
-    patient: np.random.Generator, image: np.random.Generator, view: _View, pose: Pose, label: int
-) -> _Tumour:
+def _tumour(patient: np.random.Generator, image: np.random.Generator, view: _View, label: int) -> _Tumour:
     """Where the patient's tumour is; slices cut it at different widths."""
     sign = float(patient.choice([-1, 1])) if view.plane != "sagittal" else 1.0
     side = "unspecified" if view.plane == "sagittal" else "right" if sign < 0 else "left"
@@ -577,7 +575,10 @@ def _glioma(
         necrosis = inside(core + thickness, 0.03)
         tissue = layer(0.88 + 0.1 * mottled, 0.24 + 0.05 * mottled, necrosis)
     else:
-        patches = smoothstep(0.1, 1.0, noise(patient, 9) + 0.4 * mottled)
+        clumps = noise(patient, 9) + 0.4 * mottled
+        # Some of every such tumour enhances.
+        threshold = float(np.quantile(clumps[core < 0], 0.6))
+        patches = smoothstep(threshold - 0.2, threshold + 0.4, clumps)
         tissue = layer(0.36 + 0.04 * mottled, 0.85 + 0.08 * mottled, patches)
     share = inside(core, 0.03) * within
     oedema = "marked" if swelling > 0.12 else "mild"

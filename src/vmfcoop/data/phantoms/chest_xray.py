@@ -111,7 +111,7 @@ def _draw(patient: np.random.Generator, image: np.random.Generator, label: int) 
     pose = _pose(patient, image)
     x, y = pose.grid()
     x = x + 0.02 * patient.normal() * np.cos(2 * y)
-    lungs = _lungs(patient, thorax, x, y, image.normal(0, 0.015))
+    lungs = _lungs(thorax, x, y, image.normal(0, 0.015))
     film = _soft_tissue(patient, thorax, lungs, x, y)
     film = film + _vessels(patient, pose, lungs) + _bones(patient, pose, thorax, x, y)
     finding = _finding(patient, pose, thorax, lungs, x, y, label)
@@ -135,7 +135,7 @@ def _pose(patient: np.random.Generator, image: np.random.Generator) -> Pose:
     return Pose(x, y + 4, scale, image.normal(0, 0.04), patient.uniform(0.93, 1.06))
 
 
-def _lungs(patient: np.random.Generator, thorax: _Thorax, x: Field, y: Field, breath: float) -> _Lungs:
+def _lungs(thorax: _Thorax, x: Field, y: Field, breath: float) -> _Lungs:
     """Outer wall, mediastinal border and diaphragm of each lung."""
     made = []
     for sign, width, dome in ((-1, thorax.width[0], thorax.domes[0]), (1, thorax.width[1], thorax.domes[1])):
@@ -175,7 +175,7 @@ def _soft_tissue(patient: np.random.Generator, thorax: _Thorax, lungs: _Lungs, x
     if patient.random() < 0.7:
         bubble = ellipse(x, y, (0.36, thorax.domes[1] + 0.17), (0.16, 0.08))
         film = film - 0.2 * inside(bubble, 0.03)
-    return film + thorax.breasts * _breasts(patient, thorax, x, y)
+    return film + thorax.breasts * _breasts(patient, x, y)
 
 
 def _heart(patient: np.random.Generator, thorax: _Thorax, film: Field, x: Field, y: Field) -> Field:
@@ -192,7 +192,7 @@ def _heart(patient: np.random.Generator, thorax: _Thorax, film: Field, x: Field,
     return layer(film, np.maximum(film, 0.66 + 0.03 * noise(patient, 3)), np.maximum(shadow, 0.75 * great))
 
 
-def _breasts(patient: np.random.Generator, thorax: _Thorax, x: Field, y: Field) -> Field:
+def _breasts(patient: np.random.Generator, x: Field, y: Field) -> Field:
     """Shadows that end below in a rounded edge, over the lower lungs."""
     low = patient.uniform(0.35, 0.6)
     edge = ellipse(np.abs(x), y, (0.52, low - 0.3), (0.36, 0.36))
