@@ -26,5 +26,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     if nearest:
         hint = "did you mean " + " or ".join(f"'{n}'" for n in nearest) + "?"
     else:
-        hint = "known are " + ", ".join(known) + "."
+        shown = ", ".join(known[:12])
+        hint = f"known are {shown}." if len(known) <= 12 else f"{len(known)} are known, among them {shown}."
     return UserError(f"Unknown {kind} '{name}'; {hint}")

@@ -21,6 +21,7 @@ from vmfcoop.descriptions.bank import load_descriptions
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation import classification_metrics
 from vmfcoop.features import CachedEncoder
+from vmfcoop.memory import keep_freed_memory
 from vmfcoop.methods import Fitted, make_method
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.run import Run, predictions_table, read_run, refuse_existing, write_run
@@ -254,6 +255,7 @@ def _restore(
 
 
 def _load_encoder(spec: str, device: str, progress: ProgressReport) -> CachedEncoder:
+    keep_freed_memory()
     progress("load backbone", 0, 1)
     encoder = CachedEncoder(load_backbone(spec, device), progress=progress)
     progress("load backbone", 1, 1)
