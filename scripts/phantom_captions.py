@@ -37,7 +37,7 @@ EMPTY_VALUES = frozenset({"none", "not applicable", ""})
 
 
 def caption(draw: np.random.Generator, dataset: PhantomDataset, label: int, phantom: Phantom) -> str:
-    """One caption: modality and anatomy, mostly the class, and a random part of what a report would mention."""
+    """One caption: modality, anatomy, mostly the class, and some of what a report would mention."""
     words = {
         "modality": str(draw.choice(MODALITY_WORDS[dataset.key])),
         "anatomy": dataset.anatomy,

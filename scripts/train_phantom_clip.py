@@ -1,9 +1,9 @@
 """Train the embedded CLIP: a miniature of BiomedCLIP on phantom image-caption pairs.
 
-A timm ViT and a small BERT with a WordPiece vocabulary of its own, ended by projections to d = 128, are trained by
-CLIP's contrastive loss and written in open_clip's hub format, so that the package loads them as it loads BiomedCLIP.
-The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training goes on from its last
-epoch.
+A timm ViT and a small BERT with a WordPiece vocabulary of its own, ended by projections to d = 128, are trained
+by CLIP's contrastive loss and written in open_clip's hub format, so that the package loads them as it loads
+BiomedCLIP. The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training goes on
+from its last epoch.
 
     python scripts/train_phantom_clip.py --work WORK --out src/vmfcoop/backbones/phantom_clip --epochs 12
 """
@@ -22,7 +22,6 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from phantom_captions import caption
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
@@ -30,6 +29,7 @@ from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
+from phantom_captions import caption
 from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.data.phantoms.core import SIZE
 from vmfcoop.descriptions import load_descriptions
@@ -140,7 +140,7 @@ def write_description(out: Path, tokenizer: Tokenizer) -> None:
 
 
 def augment(images: NDArray[np.uint8], draw: torch.Generator) -> Tensor:
-    """uint8 ``(n, H, W, 3)`` -> pixels ``(n, 3, H, W)``: a random crop a batch, brightness and contrast an image."""
+    """uint8 ``(n, H, W, 3)`` -> pixels ``(n, 3, H, W)``: one crop a batch, gain and shift an image."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     side = int(SIZE * (0.7 + 0.3 * float(torch.rand((), generator=draw))))
     top, left = (int(torch.randint(SIZE - side + 1, (), generator=draw)) for _ in range(2))
@@ -221,9 +221,7 @@ def train_epoch(
         texts = [encoded[i][j] for i, j in zip(rows.tolist(), which.tolist(), strict=True)]
         longest = max(sum(token != 0 for token in text) for text in texts)
         ids = torch.tensor([(text + [0] * longest)[:longest] for text in texts])
-        loss = contrastive_loss(
-            model, augment(images[np.sort(rows.numpy())][np.argsort(np.argsort(rows.numpy()))], draw), ids
-        )
+        loss = contrastive_loss(model, augment(images[rows.numpy()], draw), ids)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -26,7 +26,6 @@ EXPECTED_FAILURES = {
     "check_classifiers_train": "asks for 83 % on blobs around the origin; at the unit length of rows "
     "they overlap, and a prompt shared by all classes cannot place each class freely",
     "check_classifiers_classes": "asks for a perfect fit of such blobs, likewise",
-    "check_classifiers_one_label": "a classifier of one class is refused with a sentence",
     "check_methods_subset_invariance": "asks for 1e-7; float32 products vary in the last digit with the rows",
     "check_methods_sample_order_invariance": "likewise",
     "check_sample_weight_equivalence_on_dense_data": "support images carry no weights",

@@ -293,3 +293,22 @@ def test_contact_sheet(tmp_path):
     )
     assert Image.open(tmp_path / "s.png").height > 600
     refused(vmfcoop("data", "contact-sheet", "phantom-fundis"), "did you mean 'phantom-fundus'")
+
+
+def test_a_phantom_key_is_a_data_spec(tiny_bert_folder, tmp_path, monkeypatch):
+    from vmfcoop.data import registry
+    from vmfcoop.data.phantoms import library
+
+    def few(key, **options):
+        return library.materialise(key, tmp_path / "phantoms", per_class=12)
+
+    monkeypatch.setitem(registry.KNOWN_DATASETS, "phantom-histology", lambda: few("phantom-histology"))
+    monkeypatch.setattr("vmfcoop.pipeline.materialise", few)
+    result = fit("phantom-histology", tiny_bert_folder, tmp_path / "run", "--json")
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"]["spec"] == "phantom-histology" and record["data"]["grouped"]
+    assert (
+        json.loads(vmfcoop("evaluate", tmp_path / "run", "--json").stdout)["n"]
+        == json.loads(result.stdout)["n"]
+    )

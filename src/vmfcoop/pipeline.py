@@ -17,6 +17,7 @@ from vmfcoop.backbones import load_backbone
 from vmfcoop.classifier import FewShotClassifier
 from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
 from vmfcoop.data.few_shot import FewShotIndices
+from vmfcoop.data.phantoms import PHANTOMS, materialise
 from vmfcoop.descriptions.bank import load_descriptions
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation import classification_metrics
@@ -102,6 +103,7 @@ def run_fit(
     method = make_method(request.method, {"seed": request.seed, **request.settings})
     watch = Stopwatch()
     with watch.phase("read data"):
+        _draw_phantoms(request.data, progress)
         table = request.dataset()
         chosen = sample_support(table, request.shots, request.seed, request.val_shots)
         bank = load_descriptions(request.descriptions) if request.descriptions else None
@@ -163,6 +165,7 @@ def evaluate_run(
         UserError: another backbone, other classes, or the recorded data changed.
     """
     run = read_run(folder)
+    _draw_phantoms(data or run.record["data"]["spec"], progress)
     table = _recorded_dataset(run, data)
     rows = table.indices(split)
     encoder, fitted = _restore(run, backbone, device, progress)
@@ -260,6 +263,12 @@ def _load_encoder(spec: str, device: str, progress: ProgressReport) -> CachedEnc
     encoder = CachedEncoder(load_backbone(spec, device), progress=progress)
     progress("load backbone", 1, 1)
     return encoder
+
+
+def _draw_phantoms(spec: str, progress: ProgressReport) -> None:
+    """Draw a phantom dataset before it is loaded, so that its drawing is seen to go on."""
+    if spec in PHANTOMS and not Path(spec).exists():
+        materialise(spec, progress=progress)
 
 
 def _load_table(
