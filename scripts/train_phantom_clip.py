@@ -1,7 +1,7 @@
 """Train the embedded CLIP: a miniature of BiomedCLIP on phantom image-caption pairs.
 
-A timm ViT and a small BERT with a WordPiece vocabulary of its own, ended by projections to d = 128, are trained
-by CLIP's contrastive loss and written in open_clip's hub format, so that the package loads them as it loads
+A timm ViT and a small BERT with a WordPiece vocabulary of its own, ended by projections to d = 128, are
+trained by CLIP's contrastive loss and written in open_clip's hub format, so that the package loads them as it loads
 BiomedCLIP. The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training goes on
 from its last epoch.
 
@@ -182,6 +182,10 @@ def train(args: argparse.Namespace) -> None:
     checkpoint, first = args.work / "checkpoint.pt", 0
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
+        if saved["epochs"] != args.epochs:
+            raise SystemExit(
+                f"{checkpoint} is of a training of {saved['epochs']} epochs; give another --work."
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -191,7 +195,9 @@ def train(args: argparse.Namespace) -> None:
         record(args.work / "curve.csv", epoch, loss, seconds)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         scratch = checkpoint.with_suffix(".part")
-        torch.save(state | {"schedule": schedule.state_dict(), "epoch": epoch + 1}, scratch)
+        torch.save(
+            state | {"schedule": schedule.state_dict(), "epoch": epoch + 1, "epochs": args.epochs}, scratch
+        )
         scratch.replace(checkpoint)
         weights = {
             k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()
