@@ -1,9 +1,9 @@
 """Train the embedded CLIP: a miniature of BiomedCLIP on phantom image-caption pairs.
 
 A timm ViT and a small BERT with a WordPiece vocabulary of its own, ended by projections to d = 128, are
-trained by CLIP's contrastive loss and written in open_clip's hub format, so that the package loads them as it loads
-BiomedCLIP. The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training goes on
-from its last epoch.
+trained by CLIP's contrastive loss and written in open_clip's hub format, so that the package loads them as it
+loads BiomedCLIP. The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training
+goes on from its last epoch.
 
     python scripts/train_phantom_clip.py --work WORK --out src/vmfcoop/backbones/phantom_clip --epochs 12
 """
