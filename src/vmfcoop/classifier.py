@@ -136,9 +136,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "fitted_")
-        features = (
-            self._image_features(X, views=1) if _holds_images(X) else self._given_features(X, reset=False)
-        )
+        features = self._image_features(X, views=1) if _holds_images(X) else self._given_features(X)
         return cast(NDArray[np.float64], self.fitted_.logits(features[:, 0]).double().numpy())
 
     def _checked_support(self, X: Any, y: Any) -> tuple[Tensor, NDArray[Any]]:
@@ -153,7 +151,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.encoder_ = self._load_encoder(X.shape[1])
-        return self._given_features(X, reset=True), y
+        return self._unit_features(X), y
 
     def _load_encoder(self, width: int | None) -> CachedEncoder:
         """The backbone behind the feature cache; ``width`` is that of precomputed features, if any."""
@@ -168,8 +166,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _image_features(self, X: Sequence[Any], views: int) -> Tensor:
         return self.encoder_.encode_image_files([_image_source(x) for x in X], views)
 
-    def _given_features(self, X: Any, reset: bool) -> Tensor:
-        X = validate_data(self, X, dtype=np.float32, reset=reset)
+    def _given_features(self, X: Any) -> Tensor:
+        return self._unit_features(validate_data(self, X, dtype=np.float32, reset=False))
+
+    def _unit_features(self, X: NDArray[np.float32]) -> Tensor:
+        """Checked feature rows ``(n, d)`` -> unit features of one view, ``(n, 1, d)``."""
         if X.shape[1] != self.encoder_.dim:
             raise UserError(
                 f"X has {X.shape[1]} columns, features of '{self.encoder_.name}' have {self.encoder_.dim}; "
@@ -204,7 +205,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _validation(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         if X is None or len(X) == 0:
             return torch.empty(0, self.encoder_.dim), torch.empty(0, dtype=torch.int64)
-        features = self._image_features(X, 1) if _holds_images(X) else self._given_features(X, reset=False)
+        features = self._image_features(X, 1) if _holds_images(X) else self._given_features(X)
         unknown = sorted(set(np.asarray(y).tolist()) - set(self.classes_.tolist()))
         if unknown:
             raise UserError(f"The validation label {unknown[0]!r} does not occur in the support set.")
