@@ -2,7 +2,7 @@
 
 Anatomies are drawn in units of half the height of the thorax around its middle, the patient's right on the
 left of the picture. The picture is a sum of what absorbs, so ribs cross the heart and fluid hides the
-diaphragm. Images of a patient are repeated exposures. Masks: the lobe, the fluid, or the opacified lungs.
+diaphragm. Images of a patient are repeated exposures. Masks are drawn where the added density is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.interpolate import PchipInterpolator
 
 from vmfcoop.data.phantoms.core import SIZE, Phantom, PhantomDataset
 from vmfcoop.data.phantoms.texture import (
@@ -22,7 +23,6 @@ from vmfcoop.data.phantoms.texture import (
     grain,
     grey,
     inside,
-    layer,
     ribbons,
     stamp,
     trees,
@@ -43,6 +43,112 @@ from vmfcoop.data.phantoms.tissue import (
 _NORMAL, _LOBAR, _DIFFUSE, _EFFUSION = range(4)
 
 
+# Heights at which the borders of the mediastinum are tabulated, and how many of them there are a unit.
+_LEVELS = np.linspace(-1.7, 1.7, 681)
+_LEVELS_PER_UNIT = 200
+
+
+@dataclass(frozen=True)
+class _Mediastinum:
+    """What varies in the shadow between the lungs.
+
+    Attributes:
+        heart: distance of its borders from the midline, right and left.
+        axis: of the heart, from 0 for vertical to 1 for horizontal.
+        cava: distance of the superior vena cava's border from the midline.
+        knob: how far the aortic arch bulges.
+        trunk: how far the pulmonary trunk bulges; below 0, the waist of the heart is hollow.
+        trachea: deviation to the patient's left at the carina.
+        rotation: of the chest; shifts what lies in front against the spine.
+        scoliosis: sideways bend of the spine.
+    """
+
+    heart: tuple[float, float]
+    axis: float
+    cava: float
+    knob: float
+    trunk: float
+    trachea: float
+    rotation: float
+    scoliosis: float
+
+    @classmethod
+    def of(cls, patient: np.random.Generator, breadth: float, is_supine: bool) -> _Mediastinum:
+        # Cardiothoracic ratio: normal hearts, some narrow ones, a tail of enlarged ones.
+        ratio = float(
+            np.clip(patient.normal(0.46, 0.045) + 0.03 * is_supine + 0.05 * patient.gamma(0.5), 0, 0.66)
+        )
+        right = patient.uniform(0.28, 0.38)
+        return cls(
+            heart=(1.8 * ratio * breadth * right, 1.8 * ratio * breadth * (1 - right)),
+            axis=float(np.clip(3.5 * (ratio - 0.38) + patient.normal(0, 0.2), 0, 1)),
+            cava=patient.uniform(0.1, 0.16) + 0.03 * is_supine,
+            knob=patient.uniform(0.02, 0.1),
+            trunk=patient.normal(0.015, 0.02),
+            trachea=patient.normal(-0.02, 0.02),
+            rotation=patient.normal(0, 0.03),
+            scoliosis=patient.normal(0, 0.012) * (4 if patient.random() < 0.15 else 1),
+        )
+
+    def right(self, floor: float) -> tuple[list[float], list[float]]:
+        """Heights, and distances of the right border from the midline: vena cava, atrium, cava again."""
+        atrium, deep = self.heart[0], floor + 0.1
+        levels = [
+            -1.7,
+            -1.05,
+            -0.85,
+            -0.6,
+            -0.35,
+            -0.2,
+            -0.06,
+            0.3 * deep,
+            0.62 * deep,
+            0.85 * deep,
+            deep,
+            1.7,
+        ]
+        cava = [0.26, 0.2, 0.9 * self.cava, self.cava, self.cava, self.cava - 0.01]
+        return levels, [*cava, self.cava, 0.86 * atrium, atrium, 0.94 * atrium, 0.72 * atrium, 0.1]
+
+    def left(self, floor: float) -> tuple[list[float], list[float]]:
+        """Heights, and distances of the left border: subclavian artery, knob, window, trunk, ventricle."""
+        apex, waist, deep = self.heart[1], 0.15 + self.trunk, floor + 0.1
+        levels = [-1.7, -1.05, -0.8, -0.56, -0.46, -0.39, -0.32, -0.25, -0.15, -0.05]
+        arch = 0.12 + self.knob
+        borders = [
+            0.26,
+            0.19,
+            0.1,
+            0.1,
+            0.7 * arch + 0.02,
+            arch,
+            0.85 * arch + 0.01,
+            0.125,
+            waist,
+            waist + 0.02,
+        ]
+        # A horizontal heart bulges higher up; the apex of a vertical one only dips into the diaphragm.
+        shares = np.array([0.42, 0.8, 0.98, 0.97, 0.74]) + np.array([0.14, 0.12, 0.02, 0, -0.06]) * self.axis
+        levels += [0.28 * deep, 0.53 * deep, 0.74 * deep, 0.88 * deep, deep + 0.04, 1.7]
+        return levels, [*borders, *(waist + shares * (apex - waist)).tolist(), 0.1]
+
+    def distance(self, x: Field, y: Field, floor: float) -> Field:
+        """Distance from the shadow, negative inside."""
+        row = ((y - _LEVELS[0]) * _LEVELS_PER_UNIT).astype(np.intp).clip(0, len(_LEVELS) - 1)
+        sides = []
+        for sign, (levels, borders) in ((-1, self.right(floor)), (1, self.left(floor))):
+            border = PchipInterpolator(levels, borders)(_LEVELS)
+            # Across a slanting border the distance is less than along the row.
+            slant = np.hypot(1, np.gradient(border, _LEVELS))
+            beside = sign * (x - self.rotation * smoothstep(-1.0, 0.0, _LEVELS).take(row))
+            sides.append((beside - border.take(row)) / slant.take(row))
+        return np.asarray(np.maximum(sides[0], sides[1]), np.float64)
+
+    def spine(self, y: Field) -> Field:
+        """Where the middle of the spine lies."""
+        return self.scoliosis * np.sin(3.2 * y + 0.4)
+
+
 @dataclass(frozen=True)
 class _Thorax:
     """What exposures of a patient share.
@@ -51,7 +157,8 @@ class _Thorax:
         width: of each lung at its base, the right one first.
         apex: y of the tops of the lungs.
         domes: y of the tops of the diaphragm, right and left.
-        heart: radius of the heart.
+        peaks: where these tops lie, as shares of the widths.
+        mediastinum: heart and vessels between the lungs.
         is_supine: lies in bed: the projection is anteroposterior, the heart larger, the lungs shorter.
         ribs: slope of the posterior ribs.
         breasts: absorption of the breasts, 0 for none to see.
@@ -61,7 +168,8 @@ class _Thorax:
     width: tuple[float, float]
     apex: float
     domes: tuple[float, float]
-    heart: float
+    peaks: tuple[float, float]
+    mediastinum: _Mediastinum
     is_supine: bool
     ribs: float
     breasts: float
@@ -75,8 +183,9 @@ class _Thorax:
         return cls(
             width=(breadth, breadth * patient.uniform(0.95, 1.03)),
             apex=patient.uniform(-0.92, -0.8),
-            domes=(dome, dome + patient.uniform(0.03, 0.12)),
-            heart=patient.uniform(0.25, 0.33) * (1.14 if is_supine else 1.0),
+            domes=(dome, dome + patient.uniform(-0.01, 0.11)),
+            peaks=(patient.uniform(0.42, 0.58), patient.uniform(0.42, 0.6)),
+            mediastinum=_Mediastinum.of(patient, breadth, is_supine),
             is_supine=is_supine,
             ribs=patient.uniform(0.2, 0.5),
             breasts=max(0.0, patient.uniform(-0.1, 0.1)),
@@ -86,15 +195,26 @@ class _Thorax:
 
 @dataclass(frozen=True)
 class _Lungs:
-    """Distances from the lungs (negative inside), and from the pleural spaces that go on below."""
+    """Distances, negative inside.
+
+    Attributes:
+        right, left: from the lungs, which go on behind the heart.
+        right_space, left_space: from the pleural spaces, which go on below the lungs.
+        mediastinum: from the shadow of heart and great vessels.
+    """
 
     right: Field
     left: Field
     right_space: Field
     left_space: Field
+    mediastinum: Field
 
     def union(self) -> Field:
         return np.minimum(self.right, self.left)
+
+    def beside_heart(self) -> Field:
+        """1 where no heart or great vessel lies in the way of the rays, else 0."""
+        return smoothstep(-0.02, 0.02, self.mediastinum)
 
 
 @dataclass(frozen=True)
@@ -125,7 +245,7 @@ def _draw(patient: np.random.Generator, image: np.random.Generator, label: int) 
 
 def _absorbed(film: Field, added: Field) -> Field:
     """The film behind more water: it approaches, and hardly exceeds, the brightness of the mediastinum."""
-    return np.asarray(film + added * np.maximum(0.86 - film, 0.05), np.float64)
+    return np.asarray(film + added * np.maximum(0.82 - film, 0.05), np.float64)
 
 
 def _pose(patient: np.random.Generator, image: np.random.Generator) -> Pose:
@@ -138,18 +258,19 @@ def _pose(patient: np.random.Generator, image: np.random.Generator) -> Pose:
 def _lungs(thorax: _Thorax, x: Field, y: Field, breath: float) -> _Lungs:
     """Outer wall, mediastinal border and diaphragm of each lung."""
     made = []
-    for sign, width, dome in ((-1, thorax.width[0], thorax.domes[0]), (1, thorax.width[1], thorax.domes[1])):
-        u = sign * x
+    for side, sign in enumerate((-1, 1)):
+        u, width = sign * x, thorax.width[side]
         # Wide below, narrow at the apex, which lies nearer to the spine.
         wall = ellipse(u, y, (0.36 * width, 0.55), (0.64 * width, 0.55 - thorax.apex))
         below = ellipse(u, y, (0.36 * width, 0.5), (0.64 * width, 0.6))
         wall = np.where(y < 0.5, wall, np.maximum(below, u - width))
-        inner = 0.1 + 0.03 * np.cos(3 * y + 0.5) - u
+        inner = 0.08 + 0.02 * np.cos(3 * y + 0.5) - u
         space = -soft_minimum(-wall, -inner, 0.04)
-        height = dome + breath + 0.75 * np.square(np.maximum(u - 0.5 * width, 0) / width) * 4 * 0.45
-        height = height + 0.12 * np.square(np.minimum(u - 0.5 * width, 0) / width)
+        off = u / width - thorax.peaks[side]
+        height = thorax.domes[side] + breath + np.where(off > 0, 1.35, 0.35) * np.square(off)
         made.append((-soft_minimum(-space, height - y, 0.012), space))
-    return _Lungs(made[0][0], made[1][0], made[0][1], made[1][1])
+    mediastinum = thorax.mediastinum.distance(x, y, thorax.domes[1])
+    return _Lungs(made[0][0], made[1][0], made[0][1], made[1][1], mediastinum)
 
 
 def _soft_tissue(patient: np.random.Generator, thorax: _Thorax, lungs: _Lungs, x: Field, y: Field) -> Field:
@@ -164,32 +285,35 @@ def _soft_tissue(patient: np.random.Generator, thorax: _Thorax, lungs: _Lungs, x
     air = np.zeros_like(x)
     for lung in (lungs.right, lungs.left):
         air = air + smoothstep(0.015, -0.03, lung) * (0.7 + 0.3 * smoothstep(0.0, -0.25, lung))
-    mediastinum = inside(np.abs(x + 0.01) - 0.09 - 0.07 * smoothstep(-0.3, -0.9, y), 0.09)
-    film = film + 0.13 * mediastinum * (1 - 0.6 * smoothstep(0.3, 0.8, y)) - 0.39 * air * skin
-    film = _heart(patient, thorax, film, x, y)
-    trachea = inside(np.abs(x + 0.015) - 0.045, 0.025) * smoothstep(-0.18, -0.3, y)
-    film = film - 0.09 * trachea
-    for sign in (-1, 1):
-        bronchus = bump(y + 0.2 - 0.7 * np.abs(x), 0.035) * inside(np.abs(x - sign * 0.11) - 0.1, 0.05)
-        film = film - 0.05 * bronchus
+    # The shadow is densest in the middle; the lung behind it lets a little more through.
+    shadow = inside(lungs.mediastinum, 0.035)
+    depth = smoothstep(0.02, -0.16, lungs.mediastinum)
+    film = film - 0.39 * air * skin * (1 - shadow * (0.66 + 0.2 * depth))
+    film = film + 0.07 * (0.35 * shadow + 0.65 * depth) * smoothstep(0.75, 0.3, y) * skin
+    film = film - 0.1 * _airway(thorax, x, y)
     if patient.random() < 0.7:
-        bubble = ellipse(x, y, (0.36, thorax.domes[1] + 0.17), (0.16, 0.08))
-        film = film - 0.2 * inside(bubble, 0.03)
+        film = film - patient.uniform(0.08, 0.2) * _stomach_gas(patient, thorax, x, y)
     return film + thorax.breasts * _breasts(patient, x, y)
 
 
-def _heart(patient: np.random.Generator, thorax: _Thorax, film: Field, x: Field, y: Field) -> Field:
-    """The heart on the diaphragm, mostly left of the spine, aortic knob and pulmonary trunk above it."""
-    radius = thorax.heart
-    floor = thorax.domes[1]
-    left = ellipse(x, y, (0.16, floor - 0.22), (radius * 1.2, radius * 0.92), 0.6)
-    right = ellipse(x, y, (-0.06, floor - 0.27), (radius * 0.62, radius * 0.9))
-    shape = soft_minimum(left, right, 0.08)
-    shadow = inside(np.maximum(shape, y - floor - 0.12), 0.035)
-    knob = ellipse(x, y, (0.12, -0.36), (0.1, 0.095))
-    trunk = ellipse(x, y, (0.13, -0.16), (0.1, 0.13))
-    great = inside(np.minimum(knob, trunk), 0.03)
-    return layer(film, np.maximum(film, 0.66 + 0.03 * noise(patient, 3)), np.maximum(shadow, 0.75 * great))
+def _airway(thorax: _Thorax, x: Field, y: Field) -> Field:
+    """The column of air in the trachea down to the carina, and the main bronchi, the right one steeper."""
+    carina, lean = -0.27, thorax.mediastinum.trachea
+    middle = lean * smoothstep(-1.0, carina, y) + 0.5 * thorax.mediastinum.rotation
+    column = inside(np.abs(x - middle) - 0.047, 0.025) * smoothstep(carina + 0.03, carina - 0.06, y)
+    away, below = x - lean - 0.5 * thorax.mediastinum.rotation, y - carina
+    right = bump(below + 0.9 * away, 0.045) * smoothstep(0.02, -0.02, away) * smoothstep(-0.2, -0.12, away)
+    left = bump(below - 0.6 * away, 0.04) * smoothstep(-0.02, 0.02, away) * smoothstep(0.24, 0.14, away)
+    return np.asarray(column + 0.55 * (right + left), np.float64)
+
+
+def _stomach_gas(patient: np.random.Generator, thorax: _Thorax, x: Field, y: Field) -> Field:
+    """The bubble under the left dome; it ends in a fluid level when the patient stands."""
+    radii = patient.uniform(0.09, 0.2), patient.uniform(0.05, 0.11)
+    centre = patient.uniform(0.28, 0.46), thorax.domes[1] + 0.06 + radii[1] + patient.uniform(0, 0.05)
+    bubble = ellipse(x, y, centre, radii, patient.normal(0, 0.25))
+    level = centre[1] + patient.uniform(0, 0.08) + thorax.is_supine
+    return inside(np.maximum(bubble, y - level), 0.035)
 
 
 def _breasts(patient: np.random.Generator, x: Field, y: Field) -> Field:
@@ -202,18 +326,22 @@ def _breasts(patient: np.random.Generator, x: Field, y: Field) -> Field:
 def _vessels(patient: np.random.Generator, pose: Pose, lungs: _Lungs) -> Field:
     """Hila, and the arteries that branch from them, seen where there is air around them."""
     polygons = []
-    for sign, hilum in ((-1, (-0.17, -0.08)), (1, (0.19, -0.13))):
+    for sign, hilum in ((-1, (-0.17, -0.06)), (1, (0.18, -0.12))):
         fan = np.array([-1.25, -0.75, -0.2, 0.25, 0.7, 1.05, 1.3]) + patient.normal(0, 0.12, 7)
         headings = fan if sign > 0 else np.pi - fan
-        lengths, thickness = patient.uniform(0.17, 0.26, 7), patient.uniform(0.03, 0.055, 7)
+        # Blood sinks: vessels of the bases and the descending arteries are the widest.
+        girth = np.array([0.7, 0.75, 0.8, 1.0, 1.1, 1.45, 1.3])
+        lengths, thickness = patient.uniform(0.17, 0.26, 7), girth * patient.uniform(0.036, 0.06, 7)
         paths, widths = trees(patient, hilum, headings, lengths, thickness, 3)
         polygons.append(ribbons(pose.to_pixels(paths), widths * pose.scale))
     branches = ndimage.gaussian_filter(paint(np.concatenate(polygons)), 0.7)
     fine = np.maximum(noise(patient, 26, octaves=2), 0)
-    air = smoothstep(0.01, -0.05, lungs.union())
+    air = smoothstep(0.01, -0.05, lungs.union()) * (0.25 + 0.75 * lungs.beside_heart())
     x, y = pose.grid()
-    hila = bump(np.hypot((np.abs(x) - 0.2) / 0.8, (y + 0.08) / 1.3), 0.13)
-    return np.asarray(air * (0.085 * branches + 0.015 * fine + 0.13 * hila), np.float64)
+    # The left hilum stands higher than the right one.
+    reach = patient.uniform(0.08, 0.13)
+    hila = bump(np.hypot((np.abs(x) - 0.19) / 0.75, (y + 0.09 + 0.04 * np.sign(x)) / 1.4), reach)
+    return np.asarray(air * (0.095 * branches + 0.015 * fine + 0.13 * hila), np.float64)
 
 
 def _bones(patient: np.random.Generator, pose: Pose, thorax: _Thorax, x: Field, y: Field) -> Field:
@@ -242,9 +370,9 @@ def _bones(patient: np.random.Generator, pose: Pose, thorax: _Thorax, x: Field, 
     rims = [ribbons(backs + np.array([0, half]), 0.7) for half in (-0.5 * width, 0.5 * width)]
     ribs = 0.075 * paint(ribbons(backs, width)) + 0.06 * paint(np.concatenate(rims))
     ribs += 0.04 * paint(ribbons(fronts, 1.2 * width))
-    ribs *= smoothstep(1.05, 0.75, y)
+    ribs *= 0.3 * smoothstep(1.05, 0.75, y) + 0.7 * smoothstep(0.75, 0.4, y)
     bones = contrast * ndimage.gaussian_filter(ribs, 0.6) + _shoulders(patient, pose, contrast)
-    return np.asarray(bones + contrast * _spine(x, y), np.float64)
+    return np.asarray(bones + contrast * _spine(thorax.mediastinum, x, y), np.float64)
 
 
 def _mirrored(pose: Pose, lines: Field) -> Field:
@@ -264,12 +392,14 @@ def _shoulders(patient: np.random.Generator, pose: Pose, contrast: float) -> Fie
     return np.asarray(contrast * (bone + 0.055 * ndimage.gaussian_filter(paint(blades), 0.9)))
 
 
-def _spine(x: Field, y: Field) -> Field:
+def _spine(mediastinum: _Mediastinum, x: Field, y: Field) -> Field:
     """Vertebral bodies with discs between them, and spinous processes, faint behind the mediastinum."""
-    column = inside(np.abs(x) - 0.085, 0.02)
+    beside = x - mediastinum.spine(y)
+    column = inside(np.abs(beside) - 0.085, 0.03) * smoothstep(1.0, 0.2, y)
     discs = bump(np.mod(y, 0.125) - 0.0625, 0.015)
-    spinous = bump(x, 0.02) * bump(np.mod(y + 0.04, 0.125) - 0.0625, 0.025)
-    return np.asarray(column * (0.05 - 0.035 * discs) + 0.04 * spinous, np.float64)
+    # Behind the axis of rotation, so they move against the mediastinum.
+    spinous = bump(beside + mediastinum.rotation, 0.02) * bump(np.mod(y + 0.04, 0.125) - 0.0625, 0.025)
+    return np.asarray(column * (0.04 - 0.03 * discs) + 0.03 * spinous, np.float64)
 
 
 def _finding(
@@ -297,88 +427,187 @@ def _report(side: str, location: str, extent: str, pattern: str) -> dict[str, st
     return {"side": side, "location": location, "extent": extent, "pattern": pattern}
 
 
+# Where consolidations of a lobe are centred: the corners of a box, right lung and left lung.
+_LOBES: Mapping[int, Mapping[str, tuple[tuple[float, float], tuple[float, float]]]] = {
+    -1: {
+        "upper lobe": ((0.28, -0.58), (0.5, -0.2)),
+        "middle lobe": ((0.38, 0.1), (0.54, 0.26)),
+        "lower lobe": ((0.4, 0.1), (0.6, 0.4)),
+    },
+    1: {
+        "upper lobe": ((0.28, -0.58), (0.5, -0.2)),
+        "lingula": ((0.42, 0.05), (0.58, 0.28)),
+        "lower lobe": ((0.22, 0.1), (0.58, 0.4)),
+    },
+}
+
+
 def _lobar(patient: np.random.Generator, pose: Pose, lungs: _Lungs, x: Field, y: Field) -> _Finding:
-    """One lobe filled, with a straight border at a fissure and air left in its bronchi."""
+    """Air spaces of a lobe or a segment filled in patches, with a sharp border at a fissure alone."""
     sign = int(patient.choice([-1, 1]))
     lung = lungs.right if sign < 0 else lungs.left
-    lobes = ("upper lobe", "middle lobe", "lower lobe") if sign < 0 else ("upper lobe", "lower lobe")
-    lobe = str(patient.choice(lobes))
-    u = sign * x
-    fissure = -0.06 + patient.normal(0, 0.05) + patient.normal(0, 0.15) * (u - 0.4)
-    feathered = 0.05 * noise(patient, 7, octaves=2)
-    if lobe == "upper lobe":
-        area, middle = y - fissure + 0.2 * feathered, (0.38, -0.45)
-    elif lobe == "middle lobe":
-        area, middle = (
-            np.maximum(fissure - y + 0.2 * feathered, y - fissure - 0.4 - 0.25 * u + feathered),
-            (0.35, 0.15),
-        )
-    else:
-        area, middle = fissure + 0.22 - 0.35 * (u - 0.3) - y + feathered, (0.42, 0.38)
-    extent = patient.uniform(0.25, 1.0)
-    spread = np.hypot(u - middle[0], y - middle[1]) - 0.2 - 0.4 * extent + 2.2 * feathered
-    share = inside(np.maximum(area, lung), 0.04) * inside(spread, 0.14)
-    density = patient.uniform(0.55, 0.95) * (1 + 0.12 * noise(patient, 9, octaves=2))
-    bronchi = _bronchi(patient, pose, sign, middle)
-    words = "small" if extent < 0.45 else "moderate" if extent < 0.75 else "large"
-    report = _report("right" if sign < 0 else "left", lobe, words, "consolidation with air bronchograms")
-    return _Finding(density * share * (1 - 0.3 * bronchi), share > 0.5, report)
+    lobe = str(patient.choice(list(_LOBES[sign])))
+    low, high = np.array(_LOBES[sign][lobe])
+    u, extent = sign * x, patient.uniform(0, 1)
+    middle = patient.uniform(low, high)
+    reach = 0.17 + 0.3 * extent
+    radii = reach * patient.uniform(0.85, 1.25), reach * patient.uniform(0.8, 1.15)
+    patches = noise(patient, 6, octaves=4)
+    spread = np.hypot((u - middle[0]) / radii[0], (y - middle[1]) / radii[1])
+    share = smoothstep(1.5, 0.4, spread + 0.42 * patches) * inside(lung, 0.03) * smoothstep(0.05, 0.22, u)
+    share = share * _bounds(patient, lobe, u, y, middle)
+    if lobe in ("middle lobe", "lingula"):
+        # They touch the heart: its border vanishes, and nothing of them lies behind it.
+        share = share * lungs.beside_heart()
+    density = patient.uniform(0.48, 0.95)
+    has_bronchi = bool(density > 0.6 and extent > 0.3 and patient.random() < 0.7)
+    added = density * share * np.clip(0.96 - 0.14 * patches, 0.55, 1.1)
+    if has_bronchi:
+        added = added * (1 - 0.18 * _bronchi(patient, pose, sign, (float(middle[0]), float(middle[1]))))
+    words = "small" if extent < 0.33 else "moderate" if extent < 0.67 else "large"
+    pattern = "consolidation with air bronchograms" if has_bronchi else "patchy consolidation"
+    pattern = pattern if density > 0.6 else "faint patchy opacity"
+    report = _report("right" if sign < 0 else "left", lobe, words, pattern)
+    return _Finding(added, _dense(added, lung), report)
+
+
+def _bounds(patient: np.random.Generator, lobe: str, u: Field, y: Field, middle: Field) -> Field:
+    """1 on a lobe's side of the fissure that the rays run along, if they do; the others do not show."""
+    slope, bow, sharp = patient.normal(0, 0.12), patient.uniform(-0.3, 0.3), patient.uniform(0.015, 0.05)
+    fissure = -0.03 + patient.normal(0, 0.04) + slope * (u - 0.4) + bow * np.square(u - 0.45)
+    shows = patient.random() < 0.7
+    if lobe == "upper lobe" and shows:
+        return inside(y - fissure, sharp)
+    if lobe in ("middle lobe", "lingula"):
+        return inside(fissure + 0.04 - y, sharp if shows else 0.12)
+    return np.ones_like(y)
+
+
+def _dense(added: Field, lung: Field) -> NDArray[np.bool_]:
+    """Where an opacity reaches nearly half of its greatest density."""
+    smooth = ndimage.gaussian_filter(added * (lung < 0.01), 2.0)
+    parts, _ = ndimage.label((smooth > 0.42 * smooth.max()) & (lung < 0.01))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    # A reader would neither outline specks apart from the rest nor spare gaps within it.
+    return np.asarray(ndimage.binary_fill_holes((sizes > 0.15 * sizes.max())[parts]))
 
 
 def _bronchi(patient: np.random.Generator, pose: Pose, sign: int, middle: tuple[float, float]) -> Field:
     """Branching tubes from the hilum into a lobe."""
     start, end = np.array([sign * 0.18, -0.1]), np.array([sign * middle[0], middle[1]])
     heading = float(np.arctan2(end[1] - start[1], end[0] - start[0]))
-    headings, two = heading + np.array([-0.3, 0.25]), np.ones(2)
-    paths, widths = trees(patient, start, headings, 0.24 * two, 0.034 * two, 3)
+    headings, two = heading + np.array([-0.35, 0.3]), np.ones(2)
+    reach = 0.5 * float(np.hypot(*(end - start)))
+    paths, widths = trees(patient, start, headings, reach * two, 0.034 * two, 2)
     tubes = ribbons(pose.to_pixels(paths), widths * pose.scale)
-    return np.asarray(ndimage.gaussian_filter(paint(tubes), 0.8), np.float64)
+    return np.asarray(ndimage.gaussian_filter(paint(tubes), 0.9), np.float64)
 
 
 def _diffuse(patient: np.random.Generator, lungs: _Lungs, x: Field, y: Field) -> _Finding:
-    """Both lungs hazy with fine lines, most at the hila, at the bases, outside or everywhere."""
-    union = lungs.union()
-    zone = str(patient.choice(["perihilar", "basal", "peripheral", "all zones"]))
+    """Both lungs clouded: oedema like wings from the hila, ground glass, or a net of thickened septa."""
+    pattern = str(patient.choice(["bat-wing opacities", "hazy ground glass", "reticular opacities"]))
+    zones = ("perihilar",) if pattern == "bat-wing opacities" else ("basal", "peripheral", "all zones")
+    zone = str(patient.choice(zones))
+    severity = patient.uniform(0.4, 0.9)
+    ragged = noise(patient, 5, octaves=3)
+    across, down = np.abs(x) + 0.07 * ragged, y + 0.1 * ragged
     weight = {
-        "perihilar": np.exp(-np.square((np.abs(x) - 0.25) / 0.38) - np.square((y + 0.02) / 0.5)),
-        "basal": smoothstep(-0.5, 0.45, y),
-        "peripheral": smoothstep(0.3, 0.7, np.abs(x) + 0.15 * smoothstep(-0.4, -0.8, y)),
-        "all zones": np.ones_like(x),
+        "perihilar": np.exp(-np.square((across - 0.12) / 0.42) - np.square((down - 0.02) / 0.48)),
+        "basal": smoothstep(-0.45, 0.4, down),
+        "peripheral": smoothstep(0.25, 0.68, across + 0.25 * smoothstep(-0.3, -0.8, y)),
+        "all zones": 0.85 + 0.15 * smoothstep(-0.8, 0.4, down),
     }[zone]
-    severity = patient.uniform(0.45, 0.95)
-    cloud = np.clip(0.75 + 0.4 * noise(patient, 5, octaves=3), 0.1, 1.6)
-    net = np.minimum(np.abs(noise(patient, 38)), np.abs(noise(patient, 52)))
-    coarseness = patient.uniform(0.0, 0.3)
-    reticular = coarseness * ndimage.gaussian_filter(bump(net, 0.3), 0.6)
-    added = severity * (0.3 + 0.7 * weight) * (cloud * 0.8 + reticular) * smoothstep(0.01, -0.04, union)
-    grade = "mild" if severity < 0.6 else "moderate" if severity < 0.78 else "severe"
-    pattern = "reticular opacities" if coarseness > 0.15 else "hazy ground glass"
-    mask = (union < -0.01) & (weight > 0.4)
-    return _Finding(np.minimum(added, 0.95), mask, _report("bilateral", zone, grade, pattern))
+    cloud = np.clip(0.8 - 0.2 * ragged + 0.12 * noise(patient, 17, octaves=2), 0.1, 1.3)
+    if pattern == "reticular opacities":
+        cloud = 0.45 * cloud + 0.45 * cloud * _net(patient)
+    elif pattern == "hazy ground glass":
+        cloud = 0.75 * cloud
+    added = severity * weight * cloud * smoothstep(0.01, -0.04, lungs.union())
+    # The heart lies before most of the lung behind it.
+    added = added * (0.45 + 0.55 * lungs.beside_heart())
+    grade = "mild" if severity < 0.55 else "moderate" if severity < 0.74 else "severe"
+    smooth = ndimage.gaussian_filter(added, 3)
+    right = lungs.right < lungs.left
+    level = np.where(right, np.percentile(smooth[right], 97), np.percentile(smooth[~right], 97))
+    mask = (lungs.union() < 0) & (smooth > 0.45 * level)
+    return _Finding(np.minimum(added, 0.92), mask, _report("bilateral", zone, grade, pattern))
+
+
+def _net(patient: np.random.Generator) -> Field:
+    """Lines of thickened septa crossing each other, coarser in some lungs."""
+    fine = int(patient.integers(44, 60))
+    lines = np.minimum(np.abs(noise(patient, fine)), np.abs(noise(patient, int(0.85 * fine))))
+    return np.asarray(ndimage.gaussian_filter(bump(lines, 0.25), 0.75), np.float64)
 
 
 def _effusion(patient: np.random.Generator, thorax: _Thorax, lungs: _Lungs, x: Field, y: Field) -> _Finding:
-    """Fluid in the pleural space: it hides the diaphragm and climbs along the wall in a meniscus."""
+    """Fluid in the pleural space: a meniscus in those who sit up, a veil in some who lie."""
     sign = int(patient.choice([-1, 1]))
-    space, lung = (lungs.right_space, lungs.right) if sign < 0 else (lungs.left_space, lungs.left)
-    width, dome = (thorax.width[0], thorax.domes[0]) if sign < 0 else (thorax.width[1], thorax.domes[1])
-    amount = patient.uniform(0, 1)
-    u = sign * x
-    level = dome + 0.12 - 0.75 * amount
-    climb = (0.14 + 0.14 * amount) * np.exp(-np.maximum(width - u, 0) / 0.13)
-    climb += 0.05 * np.exp(-np.maximum(u - 0.12, 0) / 0.08)
-    surface = level - climb + 0.01 * noise(patient, 4)
-    fluid = np.maximum(surface - y, space + 0.012)
-    share = inside(fluid, 0.035)
-    density = patient.uniform(0.82, 0.98) * smoothstep(-0.11, 0.14, y - surface)
-    density = density * smoothstep(dome + 0.4, dome + 0.05, y)
-    # Below the level the lung is compressed, so the last of its air above it is hazy.
-    haze = 0.15 * amount * inside(lung, 0.04) * smoothstep(0.35, 0.0, surface - y)
+    lung = lungs.right if sign < 0 else lungs.left
+    amount = patient.uniform(0.1, 1)
+    layers = bool(thorax.is_supine and patient.random() < 0.5)
+    fluid = _veil if layers else _meniscus
+    added = fluid(patient, thorax, lungs, sign, amount, x, y)
     words = "small" if amount < 0.33 else "moderate" if amount < 0.67 else "large"
-    side = "right" if sign < 0 else "left"
-    mask = (fluid < 0) & (lung < 0.03)
-    report = _report(side, "costophrenic angle" if amount < 0.33 else "lower hemithorax", words, "meniscus")
-    return _Finding(np.maximum(density * share, haze), mask, report)
+    if layers:
+        location, pattern = "hemithorax", "layering haze"
+    else:
+        location = "costophrenic angle" if amount < 0.33 else "lower hemithorax"
+        pattern = "blunted angle" if amount < 0.33 else "meniscus"
+    report = _report("right" if sign < 0 else "left", location, words, pattern)
+    return _Finding(added, _dense(added, lung - 0.02), report)
+
+
+def _meniscus(
+    patient: np.random.Generator,
+    thorax: _Thorax,
+    lungs: _Lungs,
+    sign: int,
+    amount: float,
+    x: Field,
+    y: Field,
+) -> Field:
+    """Density of fluid whose surface climbs to the wall all the way, and a little to the mediastinum."""
+    side = 0 if sign < 0 else 1
+    space, lung = (lungs.right_space, lungs.right) if sign < 0 else (lungs.left_space, lungs.left)
+    width, dome, u = thorax.width[side], thorax.domes[side], sign * x
+    # Little fluid stays in the angle, below the dome, which remains visible.
+    level = dome + 0.24 - 0.78 * amount
+    climb = (0.22 + 0.2 * amount) * np.exp(-np.maximum(width - u, 0) / patient.uniform(0.18, 0.34))
+    climb += 0.08 * amount * np.exp(-np.maximum(u - 0.12, 0) / 0.1)
+    surface = level - climb + patient.normal(0, 0.06) * (u - 0.4) + 0.012 * noise(patient, 5)
+    # Seen from the front the fluid thins out upwards: its upper edge is hazy.
+    thickness = smoothstep(-0.05, 0.1 + 0.1 * amount, y - surface)
+    density = patient.uniform(0.7, 0.86) * thickness * inside(space + 0.01, 0.03)
+    # The abdomen is as dense without it, so the dome is lost between them.
+    density = density * (1 - 0.65 * smoothstep(-0.02, 0.06, lung))
+    density = density * smoothstep(dome + 0.45, dome + 0.1, y)
+    # The lung above is compressed, and a thin layer of fluid follows the wall.
+    haze = 0.22 * amount * inside(lung, 0.04) * smoothstep(0.4, 0.0, surface - y)
+    rind = (
+        0.3 * inside(lung, 0.02) * bump(lung, 0.025) * smoothstep(0.3, 0.0, surface - y) * (u > 0.5 * width)
+    )
+    return np.asarray(np.maximum(density, haze + rind) * smoothstep(0.0, 0.22, u), np.float64)
+
+
+def _veil(
+    patient: np.random.Generator,
+    thorax: _Thorax,
+    lungs: _Lungs,
+    sign: int,
+    amount: float,
+    x: Field,
+    y: Field,
+) -> Field:
+    """Density of fluid behind the lung of a patient who lies: denser downwards, without an edge."""
+    lung = lungs.right if sign < 0 else lungs.left
+    dome = thorax.domes[0 if sign < 0 else 1]
+    top = dome - 0.75 - 0.5 * amount
+    depth = smoothstep(top, dome + 0.1, y + 0.03 * noise(patient, 4)) * (0.45 + 0.4 * amount)
+    # An apical cap, and blurred vessels rather than none.
+    cap = 0.3 * amount * smoothstep(-0.55, -0.95, y)
+    return np.asarray((depth + cap) * inside(lung - 0.01, 0.05) * smoothstep(0.0, 0.22, sign * x), np.float64)
 
 
 def _devices(patient: np.random.Generator, image: np.random.Generator, film: Field, pose: Pose) -> Field:

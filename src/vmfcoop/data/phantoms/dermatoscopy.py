@@ -26,7 +26,6 @@ from vmfcoop.data.phantoms.tissue import (
     bump,
     cells,
     ellipses,
-    is_inside,
     look_up,
     mix,
     noise,
@@ -239,7 +238,7 @@ def _melanoma_colours(
     chosen = patient.permutation(["black", "blue-grey", "red", "white"])[: 1 + round(2.4 * severity)]
     colours = ["light brown", "dark brown"]
     for colour in sorted(str(name) for name in chosen):
-        patch = inside * smoothstep(0.2, 1.3, noise(image, 3, octaves=5))
+        patch = inside * smoothstep(0.2, 1.3, noise(image, 3, octaves=4))
         if patch.sum() < 60:
             continue
         colours.append(colour)
@@ -267,20 +266,33 @@ def _periphery(
         radii = image.uniform(0.6, 2.3, (len(at), 1)) * image.uniform(0.8, 1.2, (len(at), 2))
         lesion.melanin = lesion.melanin + 1.6 * paint(ellipses(at, radii))
         added += ["irregular dots and globules"] if len(at) > 3 else []
-    if image.random() < 0.75 * severity:
-        n = int(image.integers(6, 14))
-        angles = centre + np.sort(image.uniform(-0.8, 0.8, n))
-        rays = pose.point(np.linspace(0.2, 1.5, 60)[:, None], angles)
-        last = (look_up(distance, rays[..., 0], rays[..., 1]) < 0.97).cumprod(axis=0).sum(axis=0)
-        foot = np.linspace(0.2, 1.5, 60)[np.minimum(last, 59)]
-        reach = image.uniform(0.02, 0.19, n)
-        steps = foot - 0.15 + (reach + 0.15) * np.linspace(0, 1, 5)[:, None]
-        streaks = [
-            ribbon(path, [4.5, 3.4, 2.6, 2.0, 1.0]) for path in pose.point(steps, angles).swapaxes(0, 1)
-        ]
-        lesion.melanin = lesion.melanin + 1.2 * blur(paint(streaks), 0.7)
-        added.append("peripheral streaks")
+    if image.random() < 0.65 * severity:
+        streaks, name = _streaks(image, pose, distance, centre)
+        lesion.melanin = lesion.melanin + streaks
+        lesion.body = np.maximum(lesion.body, blur(np.minimum(streaks, 1), 1.2))
+        added.append(name)
     return added
+
+
+def _streaks(image: np.random.Generator, pose: _Pose, distance: Field, centre: float) -> tuple[Field, str]:
+    """Melanin of growth over a stretch of the edge: fine streaming or knobbed pseudopods; and its name."""
+    _, angle = pose.polar()
+    knobbed = bool(image.random() < 0.4)
+    rays = int(image.integers(24, 36) if knobbed else image.integers(60, 95))
+    place = angle * rays / (2 * np.pi) + 0.3 * noise(image, 9)
+    own = np.floor(place).astype(np.intp) % rays
+    reach = image.uniform(0.06, 0.15, rays) if knobbed else 0.03 + 0.22 * image.beta(1.3, 2.2, rays)
+    strength = image.uniform(0.3, 1, rays) * (image.random(rays) < 0.85)
+    out = np.clip((distance - 0.9) / (reach + 0.1).take(own), 0, 1)
+    # Streaming thins out; pseudopods end in a knob.
+    width, fade = 0.34 - 0.18 * out, np.power(1 - out, 1.2)
+    if knobbed:
+        width, fade = 0.2 + 0.14 * bump(out - 0.72, 0.2), smoothstep(1, 0.85, out)
+    away = np.abs(np.mod(angle - centre + np.pi, 2 * np.pi) - np.pi) + 0.12 * noise(image, 5)
+    stretch = image.uniform(0.5, 1.1)
+    amount = strength.take(own) * bump((np.mod(place, 1) - 0.5) / width, 1.0) * fade
+    amount = amount * smoothstep(stretch, 0.55 * stretch, away) * smoothstep(0.7, 0.9, distance)
+    return 1.7 * blur(amount, 0.5), "pseudopods" if knobbed else "peripheral streaks"
 
 
 def _listed(words: list[str]) -> str:
@@ -289,7 +301,7 @@ def _listed(words: list[str]) -> str:
 
 def _keratosis(patient: np.random.Generator, image: np.random.Generator, pose: _Pose) -> _Lesion:
     """A waxy plaque with a sharp, moth-eaten edge, fissures or ridges, milia-like cysts, plugged pores."""
-    surface = str(patient.choice(["cerebriform", "verrucous", "ridged"]))
+    surface = str(patient.choice(["cerebriform", "cerebriform", "verrucous", "ridged"]))
     distance, angle = pose.polar()
     distance = distance / radius_at(outline(image, patient.uniform(0.04, 0.1)), angle)
     bitten = patient.uniform(0.01, 0.05) * (noise(image, 13) + 0.4 * noise(image, 30))
@@ -301,7 +313,11 @@ def _keratosis(patient: np.random.Generator, image: np.random.Generator, pose: _
     wax = patient.uniform(0.15, 0.5) * (1 + 0.25 * noise(image, 8, octaves=2))
     lesion.veils.append((_WAXY, body * np.clip(wax, 0, 1) * np.exp(-0.35 * lesion.melanin)))
     words = [
-        {"cerebriform": "cerebriform fissures", "verrucous": "papillary surface", "ridged": "ridges"}[surface]
+        {
+            "cerebriform": "cerebriform fissures",
+            "verrucous": "papillary surface",
+            "ridged": "fingerprint-like ridges",
+        }[surface]
     ]
     words += _cysts_and_plugs(image, pose, lesion)
     lesion.attributes = {
@@ -316,70 +332,135 @@ def _keratosis(patient: np.random.Generator, image: np.random.Generator, pose: _
 def _keratosis_surface(image: np.random.Generator, surface: str) -> Field:
     """Melanin of the relief: keratin in clefts is dark."""
     if surface == "cerebriform":
-        # Where smooth noise crosses zero, clefts wind as between gyri.
-        clefts = bump(noise(image, 12) + 0.2 * noise(image, 26), 0.28)
-        return clefts * (0.7 + 0.3 * noise(image, 5)) - 0.2
+        # Where winding folds cross zero, narrow clefts wind as between gyri.
+        folds = _folds(image, image.uniform(15, 25), 0.35) + 0.15 * noise(image, 26)
+        clefts = smoothstep(0.55, 0.0, np.abs(folds)) * (0.75 + 0.35 * noise(image, 5))
+        return 0.8 * np.maximum(clefts, 0) - 0.22 * smoothstep(0.4, 1.4, np.abs(folds))
     if surface == "verrucous":
         mesh = cells(image, image.uniform(7, 12), 1.2, _warp(image, 8, 3.5))
         return 0.4 - 0.75 * _rounded(image, mesh) * _by_cell(image, mesh, 0.4, 1.0)
-    turn = image.uniform(0, np.pi)
-    across = COLUMNS * np.cos(turn) + ROWS * np.sin(turn) + 9 * noise(image, 3) + 2 * noise(image, 8)
-    ridges = np.square(0.5 + 0.5 * np.cos(2 * np.pi * across / image.uniform(6, 8.5)))
-    worn = smoothstep(-0.8, 0.9, noise(image, 7))
-    return np.asarray(0.55 * (ridges * worn - 0.15 + 0.12 * noise(image, 16)), np.float64)
+    worn = smoothstep(-0.9, 0.7, noise(image, 5, octaves=2))
+    return np.asarray(0.55 * worn * (bump(_folds(image, image.uniform(9, 12), 0.22), 0.5) - 0.3), np.float64)
+
+
+def _folds(image: np.random.Generator, wavelength: float, spread: float) -> Field:
+    """Winding, branching folds of deviation 1: noise of about one wavelength and of every direction."""
+    down, across = np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)[None]
+    ring = bump(np.hypot(down, across) * wavelength - 1, spread)
+    folds = np.fft.irfft2(np.fft.rfft2(image.standard_normal((SIZE, SIZE))) * ring, (SIZE, SIZE))
+    return np.asarray(folds / folds.std(), np.float64)
 
 
 def _cysts_and_plugs(image: np.random.Generator, pose: _Pose, lesion: _Lesion) -> list[str]:
     """Add white cysts and dark plugs to the surface; return what was added."""
     added = []
-    cysts, plugs = int(image.integers(0, 22)), int(image.integers(0, 11))
+    cysts, plugs = int(image.integers(0, 24)), int(image.integers(0, 18))
     if cysts > 4:
         at = pose.point(0.88 * np.sqrt(image.random(cysts)), image.uniform(0, 2 * np.pi, cysts))
-        radii = image.gamma(5, 0.28, (cysts, 1)) * image.uniform(0.85, 1.15, (cysts, 2))
+        radii = image.gamma(4, 0.32, (cysts, 1)) * image.uniform(0.85, 1.15, (cysts, 2))
         pearls = blur(paint(ellipses(at, radii), image.uniform(0.5, 1, cysts)), 0.6)
         lesion.veils.append(((0.95, 0.90, 0.78), 0.85 * pearls * lesion.body))
         added.append("milia-like cysts")
     if plugs > 3:
         at = pose.point(0.85 * np.sqrt(image.random(plugs)), image.uniform(0, 2 * np.pi, plugs))
-        radii = image.uniform(1.2, 3.4, (plugs, 1)) * image.uniform(0.7, 1.2, (plugs, 2))
-        pores = paint(ellipses(at, radii, image.uniform(0, 3, plugs)), image.uniform(0.6, 1, plugs))
-        lesion.melanin = lesion.melanin + 2.0 * blur(pores, 0.5) * lesion.body
+        radii = image.uniform(1.2, 3.6, (plugs, 1)) * image.uniform(0.6, 1.2, (plugs, 2))
+        pores = paint(ellipses(at, radii, image.uniform(0, 3, plugs)), image.uniform(0.5, 1, plugs))
+        # Keratin fills the pores, brown in the middle, with a paler rim where the epidermis turns down.
+        lesion.melanin = lesion.melanin * (1 - 0.4 * blur(pores, 1.6)) + 2.2 * blur(pores, 0.7) * lesion.body
         added.append("comedo-like openings")
     return added
 
 
+# Kinds of vascular lesions, and how stale their blood is: least and most.
+_LAKES = {"confluent": (0.0, 0.6), "septate": (0.1, 0.7), "angiokeratoma": (0.6, 1.0)}
+_LAKE_WORDS = {
+    "confluent": "confluent lacunae",
+    "septate": "lacunae between whitish septa",
+    "angiokeratoma": "dark lacunae",
+}
+
+
 def _vascular(patient: np.random.Generator, image: np.random.Generator, pose: _Pose) -> _Lesion:
-    """Lacunae of red to blue-black blood between pale septa, often under a whitish veil."""
-    distance, angle = pose.polar()
-    distance = distance / radius_at(outline(image, 0.06, waves=4), angle)
-    lobules = cells(image, patient.uniform(11, 24) * (0.6 + 0.6 * pose.radius), 1.2, _warp(image, 6, 4.0))
-    at_seed = look_up(distance, lobules.seeds[:, 0], lobules.seeds[:, 1])
-    # Whole lacunae belong to the lesion or do not: its edge is lobulated.
-    belongs = (np.where(is_inside(lobules.seeds, -4), at_seed, 9) < 0.85).take(lobules.index)
-    lacunae = belongs * _rounded(image, lobules)
-    plaque = 1 - smoothstep(0.85, 1.0, distance + 0.04 * noise(image, 10))
-    body = np.maximum(smoothstep(0.25, 0.5, lacunae), plaque)
-    shade = _by_cell(image, lobules, 0.6, 1.35) * (1 + 0.12 * noise(image, 6, octaves=3))
-    dark = patient.uniform(0, 1)
-    stale = np.clip(dark + _by_cell(image, lobules, -0.45, 0.45), 0, 1)
-    depth = patient.uniform(0.8, 1.9)
+    """Lakes of red to blue-black blood: confluent, parted by whitish septa, or dark under a veil."""
+    kind = str(patient.choice(list(_LAKES)))
+    dark = patient.uniform(*_LAKES[kind])
+    body, lakes, septa, own = _lacunae(patient, image, pose, kind)
+    # Neighbouring lakes share much of their colour; confluent ones pass into each other.
+    shade = 1 + 0.22 * own + 0.13 * noise(image, 5, octaves=4)
+    stale = np.clip(dark + 0.3 * own + 0.12 * noise(image, 3, octaves=3), 0, 1)
+    depth = patient.uniform(0.9, 1.8)
     lesion = _Lesion(
         body,
-        body * patient.uniform(0, 0.35) + 0.7 * lacunae * np.maximum(stale - 0.55, 0) * shade,
-        blood=depth * lacunae * shade * (1 - 0.6 * stale) + body * patient.uniform(0.25, 0.8),
-        stale_blood=1.2 * depth * lacunae * shade * stale,
+        0.75 * depth * lakes * np.maximum(stale - 0.5, 0) * shade + body * patient.uniform(0, 0.2),
+        blood=depth * lakes * shade * (1 - 0.6 * stale) + body * patient.uniform(0.35, 0.9),
+        stale_blood=1.1 * depth * lakes * shade * stale,
     )
-    veil = patient.uniform(0, 0.6)
-    lesion.veils.append(
-        ((0.87, 0.78, 0.80), body * np.clip(veil * smoothstep(-0.6, 1.6, noise(image, 3, octaves=4)), 0, 1))
-    )
+    structure = [_LAKE_WORDS[kind]]
+    if kind == "septate":
+        lesion.veils.append(((0.88, 0.75, 0.74), body * septa * patient.uniform(0.15, 0.5)))
+    structure += _veil_and_crust(patient, image, lesion, kind)
     lesion.attributes = {
         "symmetry": "symmetric" if pose.aspect > 0.8 else "slightly asymmetric",
         "border": "well defined and lobulated",
         "colour": "bright red" if dark < 0.3 else "red-purple" if dark < 0.7 else "purple to blue-black",
-        "structure": "lacunae with a whitish veil" if veil > 0.3 else "lacunae",
+        "structure": _listed(structure),
     }
     return lesion
+
+
+def _lacunae(
+    patient: np.random.Generator, image: np.random.Generator, pose: _Pose, kind: str
+) -> tuple[Field, Field, Field, Field]:
+    """Body, lakes and septa, each from 0 to 1, and a value from -1 to 1 of each lake's own."""
+    distance, angle = pose.polar()
+    distance = distance / radius_at(outline(image, 0.06, waves=4), angle)
+    spacing = patient.uniform(13, 26) * (0.6 + 0.6 * pose.radius)
+    lobules = cells(image, spacing, 1.2, _warp(image, 9, 0.16 * spacing))
+    # Blood presses from within, so lakes are rounded; the edge bulges a little with those that touch it.
+    room = blur(lobules.border, 0.09 * spacing) / spacing
+    edge = distance - 0.3 * np.clip(room, 0, 0.3) * pose.radius + 0.03 * noise(image, 9)
+    lakes, septa = _lakes(image, lobules, room, kind)
+    own = blur(_by_cell(image, lobules, -1, 1), 0.17 * spacing if kind == "confluent" else 1.5)
+    return 1 - smoothstep(0.9, 1.0, edge), lakes * (1 - smoothstep(0.86, 0.97, edge)), septa, own
+
+
+def _lakes(image: np.random.Generator, lobules: Cells, room: Field, kind: str) -> tuple[Field, Field]:
+    """How far blood fills every pixel, and the septa between lakes, both from 0 to 1.
+
+    ``room`` is the distance from the borders of the lobules in spacings.
+    """
+    # Septa are thick, thin, or missing where lakes have grown together.
+    growth = noise(image, 4, octaves=2)
+    if kind == "confluent":
+        septa = smoothstep(0.14, 0.03, room) * smoothstep(-0.4, 1.4, growth)
+        return 1 - 0.5 * septa, septa
+    if kind == "septate":
+        width = np.clip(0.08 + 0.05 * growth, 0.0, 0.2)
+        septa = blur(smoothstep(width + 0.13, width - 0.03, room + 0.02 * noise(image, 14)), 0.8)
+        septa = septa * smoothstep(-1.3, 0.2, growth)
+        return 1 - 0.8 * septa, septa
+    lakes = np.maximum(_rounded(image, lobules), 0.55 * smoothstep(-0.6, 0.8, noise(image, 4, octaves=2)))
+    lakes = lakes * np.clip(_by_cell(image, lobules, 0.3, 1.5), 0, 1)
+    return lakes, 1 - lakes
+
+
+def _veil_and_crust(
+    patient: np.random.Generator, image: np.random.Generator, lesion: _Lesion, kind: str
+) -> list[str]:
+    """Add the whitish veil of a thick horny layer and crusts of blood; return what was added."""
+    added = []
+    is_horny = kind == "angiokeratoma"
+    veil = patient.uniform(0.3, 0.7) if is_horny else patient.uniform(-0.4, 0.5)
+    if veil > 0.15:
+        cover = veil * smoothstep(-0.6, 1.5, noise(image, 3, octaves=4))
+        tone = (0.64, 0.60, 0.64) if is_horny else (0.87, 0.76, 0.78)
+        lesion.veils.append((tone, lesion.body * cover))
+        added.append("a whitish veil")
+    if is_horny and image.random() < 0.4:
+        crust = lesion.body * smoothstep(0.9, 1.6, noise(image, 4, octaves=4))
+        lesion.veils.append(((0.20, 0.08, 0.07), 0.9 * crust))
+        added.append("a haemorrhagic crust")
+    return added
 
 
 _LESIONS: tuple[Callable[[np.random.Generator, np.random.Generator, _Pose], _Lesion], ...] = (
@@ -414,12 +495,16 @@ def _hair(patient: np.random.Generator, image: np.random.Generator, scene: Field
 def _bubbles(image: np.random.Generator, style: _Dermatoscope, scene: Field) -> Field:
     """Bubbles in the immersion gel: a dark rim, a bright crescent, a sharp reflection."""
     n = int(image.integers(1, 7)) if style.has_gel else 0
+    scene = scene.copy()
     for _ in range(n):
         x, y, radius = image.uniform(0, SIZE), image.uniform(0, SIZE), image.gamma(3, 1.6)
-        distance = np.hypot(COLUMNS - x, ROWS - y)
-        lit = 0.5 + 0.5 * np.cos(np.arctan2(ROWS - y, COLUMNS - x) - style.lamp)
-        scene = mix(scene, (0.2, 0.13, 0.1), 0.3 * bump(distance - radius, 0.9))
-        scene = mix(scene, (1, 0.97, 0.94), 0.65 * lit**2 * bump(distance - radius + 1.3, 0.8))
+        reach = radius + 5
+        near = tuple(slice(max(0, int(at - reach)), int(at + reach) + 1) for at in (y, x))
+        across, down = COLUMNS[near] - x, ROWS[near] - y
+        distance = np.hypot(across, down)
+        lit = 0.5 + 0.5 * np.cos(np.arctan2(down, across) - style.lamp)
+        rimmed = mix(scene[near], (0.2, 0.13, 0.1), 0.3 * bump(distance - radius, 0.9))
+        scene[near] = mix(rimmed, (1, 0.97, 0.94), 0.65 * lit**2 * bump(distance - radius + 1.3, 0.8))
     return scene
 
 

@@ -38,7 +38,7 @@ PHANTOMS: dict[str, PhantomDataset] = {
 }
 """Every phantom dataset by its key."""
 
-_VERSION = 1
+_VERSION = 2
 """Part of the folders' names: raise it with any change to what is drawn."""
 
 _GAP, _MARGIN, _LABELS, _TEXT = 6, 12, 150, 17
