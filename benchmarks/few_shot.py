@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from vmfcoop import load_backbone, load_dataset, load_descriptions
+from vmfcoop.descriptions import packaged_descriptions
 from vmfcoop.evaluation import draw_support, split_accuracy
 from vmfcoop.features import CachedEncoder
 from vmfcoop.methods import make_method
@@ -46,7 +47,11 @@ class Bench:
         self.args = args
         self.encoder = CachedEncoder(load_backbone(args.backbone, "cpu"))
         tables = [load_dataset(spec) for spec in args.data]
-        banks = [load_descriptions(path) for path in args.descriptions]
+        banks = (
+            [load_descriptions(path) for path in args.descriptions]
+            if args.descriptions
+            else [packaged_descriptions(spec) for spec in args.data]
+        )
         self.sets = {table.name: (table, bank) for table, bank in zip(tables, banks, strict=True)}
 
     def warm(self) -> None:
@@ -112,7 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--descriptions", nargs="+", required=True)
+    parser.add_argument("--descriptions", nargs="+", help="a file a dataset; default the package's own")
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--method", action="append", required=True)

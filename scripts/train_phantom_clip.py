@@ -5,7 +5,7 @@ trained by CLIP's contrastive loss and written in open_clip's hub format, so tha
 loads BiomedCLIP. The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training
 goes on from its last epoch.
 
-    python scripts/train_phantom_clip.py --work WORK --out src/vmfcoop/backbones/phantom_clip --epochs 12
+    python scripts/train_phantom_clip.py --work WORK --out src/vmfcoop/backbones/phantom_clip --epochs 20
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from rich.console import Console
+from safetensors.torch import save
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
@@ -34,13 +35,18 @@ from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.data.phantoms.core import SIZE
 from vmfcoop.descriptions import load_descriptions
 from vmfcoop.files import write_atomically
+from vmfcoop.progress import ProgressReport, progress_bars
 
-HELD_OUT = ("phantom-abdominal-ct", "phantom-fundus")
+HELD_OUT = ("phantom-histology", "phantom-fundus")
 """Datasets whose findings are never shown; only their normal class is."""
 FIRST_INDEX = 100_000
 """Training phantoms are numbered from here, far from those that datasets are made of."""
 CAPTIONS_PER_IMAGE = 6
+VALIDATION = 20
+"""Further images a class, never trained on, that the curve's zero-shot accuracy is taken on."""
 VOCABULARY = 2000
+WARMUP = 0.03
+"""Share of the training over which the learning rate rises; then it falls linearly."""
 BERT: dict[str, Any] = {
     "model_type": "bert",
     "architectures": ["BertModel"],
@@ -98,16 +104,49 @@ def draw_class(job: tuple[str, int, int]) -> tuple[NDArray[np.uint8], list[list[
     return np.stack(images), captions
 
 
-def training_pairs(work: Path, per_class: int) -> tuple[NDArray[np.uint8], list[list[str]]]:
+def training_pairs(
+    work: Path, per_class: int, report: ProgressReport
+) -> tuple[NDArray[np.uint8], list[list[str]]]:
     """All training images and captions, drawn once and kept in the work folder."""
     images_file, captions_file = work / f"images-{per_class}.npy", work / f"captions-{per_class}.json"
     if not captions_file.is_file():
-        jobs = [(key, label, per_class) for key, label in shown_classes()]
+        jobs = [(key, label, per_class + VALIDATION) for key, label in shown_classes()]
+        drawn = []
         with ProcessPoolExecutor() as pool:
-            drawn = list(pool.map(draw_class, jobs))
+            for result in pool.map(draw_class, jobs):
+                drawn.append(result)
+                report("draw classes", len(drawn), len(jobs))
         np.save(images_file, np.concatenate([images for images, _ in drawn]))
         write_atomically(captions_file, json.dumps([text for _, texts in drawn for text in texts]))
     return np.load(images_file, mmap_mode="r"), json.loads(captions_file.read_text())
+
+
+def validation_rows(per_class: int) -> NDArray[np.bool_]:
+    """Which of all drawn images are kept out of training, the last of every class."""
+    return np.tile(np.arange(per_class + VALIDATION) >= per_class, len(shown_classes()))
+
+
+@torch.no_grad()
+def zero_shot_accuracy(model: Any, tokenizer: Tokenizer, images: NDArray[np.uint8]) -> float:
+    """Share of the validation images named rightly among the classes of their dataset, by class names."""
+    model.eval()
+    right = []
+    groups = images.reshape(len(shown_classes()), VALIDATION, *images.shape[1:])
+    for key in dict.fromkeys(key for key, _ in shown_classes() if key not in HELD_OUT):
+        ids = [tokenizer.encode(f"a photo of a {name}.").ids for name in PHANTOMS[key].class_names]
+        texts = model.encode_text(padded(ids), normalize=True)
+        for row, (other, label) in enumerate(shown_classes()):
+            if other == key:
+                pixels = torch.from_numpy(groups[row]).permute(0, 3, 1, 2).float() / 127.5 - 1
+                predicted = (model.encode_image(pixels, normalize=True) @ texts.T).argmax(dim=1)
+                right.append(float((predicted == label).float().mean()))
+    return float(np.mean(right))
+
+
+def padded(ids: list[list[int]]) -> Tensor:
+    """Token ids of texts as one tensor, as long as the longest."""
+    longest = max(map(len, ids))
+    return torch.tensor([text + [0] * (longest - len(text)) for text in ids])
 
 
 def train_tokenizer(captions: list[list[str]], banks: Path) -> Tokenizer:
@@ -152,6 +191,48 @@ def augment(images: NDArray[np.uint8], draw: torch.Generator) -> Tensor:
     return pixels * gain + shift
 
 
+def imitate_trained_attention(tower: Any) -> None:
+    """Start a ViT where trained ones end up: attention by likeness and by place.
+
+    Mimetic initialisation (Trockman & Kolter, ICML 2023): ``W_q W_k^T`` near a multiple of I, ``W_v W_proj``
+    near a negative one, sinusoidal positions. Without it a ViT needs far more images than can be shown here.
+    """
+    width = tower.embed_dim
+    for block in tower.blocks:
+        heads, head = block.attn.num_heads, width // block.attn.num_heads
+        for i in range(heads):
+            left, right = _factors(0.7, 0.7, width, head)
+            block.attn.qkv.weight[i * head : (i + 1) * head] = left.T
+            block.attn.qkv.weight[width + i * head : width + (i + 1) * head] = right
+        left, right = _factors(0.4, -0.4, width, width)
+        block.attn.proj.weight.copy_(left)
+        block.attn.qkv.weight[2 * width :] = right
+    side = tower.patch_embed.grid_size[0]
+    angles = torch.arange(side)[:, None] / 1000 ** (torch.arange(width // 4) / (width // 4))
+    wave = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
+    tower.pos_embed[0, -side * side :] = 0.5 * torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+def _factors(noise: float, diagonal: float, width: int, rank: int) -> tuple[Tensor, Tensor]:
+    """``noise Z + diagonal I`` as a product of ``(width, rank)`` and ``(rank, width)``."""
+    target = noise * torch.randn(width, width) / width**0.5 + diagonal * torch.eye(width)
+    u, s, v = torch.linalg.svd(target)
+    return u[:, :rank] * s[:rank].sqrt(), s[:rank, None].sqrt() * v[:rank]
+
+
+def optimisers(model: Any, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    blocks = [(n, p) for n, p in model.named_parameters() if ".blocks." in n or ".encoder.layer." in n]
+    matrices = [p for n, p in blocks if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=args.matrix_learning_rate, weight_decay=0.05),
+        torch.optim.AdamW(others, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05),
+    ]
+
+
 def contrastive_loss(model: Any, pixels: Tensor, ids: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy over the batch (Radford et al., ICML 2021)."""
     images = model.encode_image(pixels, normalize=True)
@@ -161,91 +242,99 @@ def contrastive_loss(model: Any, pixels: Tensor, ids: Tensor) -> Tensor:
     return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, report: ProgressReport) -> None:
     """Draw the pairs, train, and write the folder after every epoch."""
     args.work.mkdir(parents=True, exist_ok=True)
-    images, captions = training_pairs(args.work, args.per_class)
+    images, captions = training_pairs(args.work, args.per_class, report)
     tokenizer = train_tokenizer(captions, args.banks)
     write_description(args.out, tokenizer)
     torch.manual_seed(0)
     text_cfg = CLIP["text_cfg"] | {"hf_model_name": str(args.out)}
     model = open_clip.CustomTextCLIP(**(CLIP | {"text_cfg": text_cfg}))
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
-    steps = args.epochs * (len(images) // args.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, steps, pct_start=0.1)
+    with torch.no_grad():
+        imitate_trained_attention(model.visual.trunk)
+    optimizers = optimisers(model, args)
     tokenizer.enable_truncation(64)
-    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-    encoded = [[e.ids for e in tokenizer.encode_batch(group)] for group in captions]
+    held = validation_rows(args.per_class)
+    encoded = [[e.ids for e in tokenizer.encode_batch(captions[i])] for i in np.flatnonzero(~held)]
+    shown, fresh = images[~held], images[held]
     checkpoint, first = args.work / "checkpoint.pt", 0
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["epochs"] != args.epochs:
-            raise SystemExit(
-                f"{checkpoint} is of a training of {saved['epochs']} epochs; give another --work."
-            )
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        first = saved["epoch"]
+        first = resume(checkpoint, model, optimizers, args.epochs)
     for epoch in range(first, args.epochs):
-        loss, seconds = train_epoch(model, optimizer, schedule, images, encoded, epoch, args)
-        record(args.work / "curve.csv", epoch, loss, seconds)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        scratch = checkpoint.with_suffix(".part")
-        torch.save(
-            state | {"schedule": schedule.state_dict(), "epoch": epoch + 1, "epochs": args.epochs}, scratch
-        )
-        scratch.replace(checkpoint)
+        loss, seconds = train_epoch(model, optimizers, shown, encoded, epoch, args, report)
+        accuracy = zero_shot_accuracy(model, tokenizer, fresh)
+        record(args.out / "training_curve.csv", epoch, loss, accuracy, seconds)
+        keep(checkpoint, model, optimizers, epoch + 1, args.epochs)
         weights = {
             k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()
         }
-        save_file(weights, args.out / "open_clip_model.safetensors")
-        print(f"epoch {epoch + 1}/{args.epochs}: loss {loss:.3f}, {seconds:.0f} s", flush=True)
+        write_atomically(args.out / "open_clip_model.safetensors", save(weights))
+        print(
+            f"epoch {epoch + 1}/{args.epochs}: loss {loss:.3f}, zero-shot {accuracy:.3f}, {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def keep(
+    checkpoint: Path, model: Any, optimizers: list[torch.optim.Optimizer], epoch: int, epochs: int
+) -> None:
+    """Write the state of the training, so that it can go on after this epoch."""
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    scratch = checkpoint.with_suffix(".part")
+    torch.save(state | {"epoch": epoch, "epochs": epochs}, scratch)
+    scratch.replace(checkpoint)
+
+
+def resume(checkpoint: Path, model: Any, optimizers: list[torch.optim.Optimizer], epochs: int) -> int:
+    """Read the state that :func:`keep` wrote, and return the number of epochs that are done."""
+    saved = torch.load(checkpoint, weights_only=True)
+    if saved["epochs"] != epochs:
+        raise SystemExit(f"{checkpoint} is of a training of {saved['epochs']} epochs; give another --work.")
+    model.load_state_dict(saved["model"])
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    return int(saved["epoch"])
 
 
 def train_epoch(
     model: Any,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
+    optimizers: list[torch.optim.Optimizer],
     images: NDArray[np.uint8],
     encoded: list[list[list[int]]],
     epoch: int,
     args: argparse.Namespace,
+    report: ProgressReport,
 ) -> tuple[float, float]:
     """One pass over the images, each with one of its captions -> mean loss and seconds."""
     model.train()
     draw = torch.Generator().manual_seed(epoch)
     start, losses = time.perf_counter(), []
-    order = torch.randperm(len(images), generator=draw)
-    for rows in order.split(args.batch_size):
-        if len(rows) < args.batch_size:
-            continue
+    batches = torch.randperm(len(images), generator=draw).split(args.batch_size)
+    for step, rows in enumerate(batches):
+        done = (epoch + step / len(batches)) / args.epochs
+        for optimizer, peak in zip(optimizers, (args.matrix_learning_rate, args.learning_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * min(1.0, done / WARMUP) * (1 - done)
         which = torch.randint(len(encoded[0]), (len(rows),), generator=draw)
         texts = [encoded[i][j] for i, j in zip(rows.tolist(), which.tolist(), strict=True)]
-        longest = max(sum(token != 0 for token in text) for text in texts)
-        ids = torch.tensor([(text + [0] * longest)[:longest] for text in texts])
-        loss = contrastive_loss(model, augment(images[rows.numpy()], draw), ids)
-        optimizer.zero_grad()
+        loss = contrastive_loss(model, augment(images[rows.numpy()], draw), padded(texts))
+        model.zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         losses.append(float(loss.detach()))
+        report("epoch", step + 1, len(batches))
     return float(np.mean(losses)), time.perf_counter() - start
 
 
-def record(path: Path, epoch: int, loss: float, seconds: float) -> None:
-    """Append a row of the training curve."""
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["epoch", "loss", "seconds"])
-        writer.writerow([epoch + 1, f"{loss:.4f}", f"{seconds:.1f}"])
+def record(path: Path, epoch: int, loss: float, accuracy: float, seconds: float) -> None:
+    """Set a row of the training curve; rows of a training that was begun anew are dropped."""
+    rows = list(csv.reader(path.read_text().splitlines()))[1 : epoch + 1] if path.is_file() else []
+    rows.append([str(epoch + 1), f"{loss:.4f}", f"{accuracy:.4f}", f"{seconds:.1f}"])
+    lines = [",".join(row) for row in [["epoch", "loss", "zero_shot", "seconds"], *rows]]
+    write_atomically(path, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
@@ -257,8 +346,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--banks", type=Path, default=Path("src/vmfcoop/descriptions/banks"))
-    parser.add_argument("--per-class", type=int, default=400)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    train(parser.parse_args())
+    parser.add_argument("--matrix-learning-rate", type=float, default=0.01)
+    with progress_bars(Console(stderr=True)) as bars:
+        train(parser.parse_args(), bars)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmfcoop.progress import ProgressReport
 
 USER_ERROR = 2
+SHEET_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 out = Console()
 err = Console(stderr=True)
 
@@ -67,7 +68,11 @@ class Format(StrEnum):
 
 
 Backbone = Annotated[
-    str, typer.Option(help="biomedclip, open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's hub format.")
+    str,
+    typer.Option(
+        help="biomedclip, phantom (embedded), open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's "
+        "hub format."
+    ),
 ]
 OtherBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Where the run's backbone lies now; default as recorded.")
@@ -98,11 +103,38 @@ def _root(
 
 
 @app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="The phantom dataset.")] = "phantom-abdominal-ct",
+    run: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; default runs/demo-DATA, replaced if there.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The main job in a minute: methods at 1, 4 and 16 shots on drawn images with the embedded CLIP.
+
+    Example: [bold]vmfcoop demo --data phantom-fundus[/]
+    """
+    from vmfcoop.demo import run_demo
+    from vmfcoop.reporting.terminal import demo_report
+
+    with _progress() as progress:
+        result = run_demo(
+            run or Path("runs") / f"demo-{data}", data, (1, 4, 16), (1, 2, 3), overwrite or not run, progress
+        )
+    if as_json:
+        print(json.dumps(result.as_json()))
+    else:
+        out.print(demo_report(result, pictures=out.color_system is not None))
+
+
+@app.command()
 def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder of class folders, one with split_*.json, or a CSV path,label[,group][,split].",
+            help="A folder of class folders, one with split_*.json, a CSV path,label[,group][,split], or "
+            "a phantom key.",
             show_default=False,
         ),
     ],
@@ -111,7 +143,8 @@ def fit(
     shots: Annotated[int, typer.Option(help="Support images a class (K).", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of the support set and of training.", min=0)] = 1,
     descriptions: Annotated[
-        Path | None, typer.Option(help="JSON of class descriptions; without it, templates are filled.")
+        Path | None,
+        typer.Option(help="JSON of class descriptions; without, the package's own or filled templates."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method, key=value; repeatable.")
@@ -142,6 +175,7 @@ def fit(
     Example: [bold]vmfcoop fit lesions/ --shots 16 --descriptions lesions.json --out runs/lesions[/]
     """
     from vmfcoop.pipeline import FitRequest, run_fit
+    from vmfcoop.reporting.terminal import metrics_table
 
     request = FitRequest(
         data=data,
@@ -163,14 +197,14 @@ def fit(
     folder = run or Path("runs") / f"{Path(data).resolve().stem}-{method}-{shots}shot-seed{seed}"
     with _progress() as progress:
         done = run_fit(request, folder, overwrite, ["vmfcoop", *sys.argv[1:]], progress)
-    if descriptions is None and method == "vmfcoop":
+    if done.record["descriptions"]["source"] == "templates" and method == "vmfcoop":
         err.print(
             "No descriptions were given: the class fields were fitted to templates filled with the names."
         )
     if as_json:
         print(json.dumps({"run": str(folder), **done.metrics}))
         return
-    out.print(_metrics_table(f"{method}, {shots} shots a class, seed {seed}: test split", done.metrics))
+    out.print(metrics_table(f"{method}, {shots} shots a class, seed {seed}: test split", done.metrics))
     seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in done.metrics["seconds"].items())
     out.print(f"Run directory: {folder}\nTime: {seconds}", highlight=False, soft_wrap=True)
 
@@ -192,13 +226,14 @@ def evaluate(
     Example: [bold]vmfcoop evaluate runs/lesions other-clinic/ --json[/]
     """
     from vmfcoop.pipeline import evaluate_run
+    from vmfcoop.reporting.terminal import metrics_table
 
     with _progress() as progress:
         metrics = evaluate_run(run, data, split, backbone, device, progress)
     if as_json:
         print(json.dumps(metrics))
     else:
-        out.print(_metrics_table(f"{run}: {split} split of {metrics['data']}", metrics))
+        out.print(metrics_table(f"{run}: {split} split of {metrics['data']}", metrics))
 
 
 @app.command()
@@ -219,6 +254,7 @@ def predict(
     """
     from vmfcoop.files import write_atomically
     from vmfcoop.pipeline import predict_images
+    from vmfcoop.reporting.terminal import predictions_table
 
     with _progress() as progress:
         predictions = predict_images(run, inputs, backbone, device, progress)
@@ -232,7 +268,7 @@ def predict(
     elif format is Format.csv and not to:
         print(predictions.csv(), end="")
     elif not to:
-        out.print(_predictions_table(predictions.rows(), predictions.class_names))
+        out.print(predictions_table(predictions.rows(), predictions.class_names))
 
 
 @backbones_app.command("show")
@@ -286,7 +322,9 @@ def show_backbone(
 @data_app.command("contact-sheet")
 def contact_sheet(
     key: Annotated[str, typer.Argument(help="A phantom dataset, phantom-...", show_default=False)],
-    to: Annotated[Path | None, typer.Option("--out", help="PNG to write; default KEY.png.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="PNG, JPEG or WebP to write; default KEY.png.")
+    ] = None,
     columns: Annotated[int, typer.Option(help="Images a class.", min=1)] = 8,
     outlines: Annotated[bool, typer.Option(help="Draw the outlines of the findings.")] = True,
 ) -> None:
@@ -299,9 +337,11 @@ def contact_sheet(
     from vmfcoop.data.phantoms import contact_sheet as draw
     from vmfcoop.files import write_atomically
 
-    content = io.BytesIO()
-    draw(key, columns, outlines).save(content, "PNG")
     place = to or Path(f"{key}.png")
+    if place.suffix.lower() not in SHEET_FORMATS:
+        raise UserError(f"A contact sheet is written as {', '.join(SHEET_FORMATS)}, not as '{place.name}'.")
+    content = io.BytesIO()
+    draw(key, columns, outlines).save(content, SHEET_FORMATS[place.suffix.lower()], quality=85)
     write_atomically(place, content.getvalue())
     out.print(f"Wrote {place}", highlight=False)
 
@@ -322,30 +362,6 @@ def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
             raise UserError(f"{option} takes key=value, not '{item}'.")
         pairs[key] = value
     return pairs
-
-
-def _metrics_table(title: str, metrics: dict[str, Any]) -> Table:
-    table = Table("class", "recall", "precision", "F1", "images", title=title, title_justify="left")
-    for name, row in metrics["per_class"].items():
-        table.add_row(
-            name, *(f"{row[key]:.3f}" for key in ("recall", "precision", "f1")), str(row["support"])
-        )
-    auroc = metrics["macro_auroc"]
-    summary = (
-        f"accuracy {metrics['accuracy']:.3f}   balanced {metrics['balanced_accuracy']:.3f}   "
-        f"macro F1 {metrics['macro_f1']:.3f}   macro AUROC {'-' if auroc is None else f'{auroc:.3f}'}   "
-        f"ECE {metrics['ece']:.3f}   n = {metrics['n']}"
-    )
-    table.caption, table.caption_justify = summary, "left"
-    return table
-
-
-def _predictions_table(rows: list[dict[str, Any]], class_names: tuple[str, ...]) -> Table:
-    table = Table("image", "predicted", *class_names)
-    for row in rows:
-        shares = row["probabilities"]
-        table.add_row(row["image"], row["predicted"], *(f"{shares[name]:.3f}" for name in class_names))
-    return table
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:

@@ -18,7 +18,7 @@ from vmfcoop.classifier import FewShotClassifier
 from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
 from vmfcoop.data.few_shot import FewShotIndices
 from vmfcoop.data.phantoms import PHANTOMS, materialise
-from vmfcoop.descriptions.bank import load_descriptions
+from vmfcoop.descriptions import DescriptionBank, load_descriptions, packaged_descriptions
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation import classification_metrics
 from vmfcoop.features import CachedEncoder
@@ -40,7 +40,8 @@ class FitRequest:
         shots: K, support images a class.
         seed: of the support set and of training.
         val_shots: validation images a class; default ``min(K, 4)``.
-        descriptions: JSON file of class descriptions; templates without.
+        descriptions: JSON file of class descriptions; without, the package's own for a dataset key that it
+            has some for, else templates.
         class_names: display names by folder name.
         views: cached views of a support image.
         test_fraction, val_fraction, split_seed: of the split, where the data brings none.
@@ -69,6 +70,12 @@ class FitRequest:
         return _load_table(
             self.data, self.test_fraction, self.val_fraction, self.split_seed, self.groups, self.class_names
         )
+
+    def bank(self) -> DescriptionBank | None:
+        """The descriptions that were asked for, else the package's own of the data, else None."""
+        if self.descriptions:
+            return load_descriptions(self.descriptions)
+        return None if Path(self.data).exists() else packaged_descriptions(self.data)
 
 
 class Stopwatch:
@@ -103,10 +110,10 @@ def run_fit(
     method = make_method(request.method, {"seed": request.seed, **request.settings})
     watch = Stopwatch()
     with watch.phase("read data"):
-        _draw_phantoms(request.data, progress)
+        draw_phantoms(request.data, progress)
         table = request.dataset()
         chosen = sample_support(table, request.shots, request.seed, request.val_shots)
-        bank = load_descriptions(request.descriptions) if request.descriptions else None
+        bank = request.bank()
         if bank:
             bank.for_classes(table.class_names)
     with watch.phase("load backbone"):
@@ -165,7 +172,7 @@ def evaluate_run(
         UserError: another backbone, other classes, or the recorded data changed.
     """
     run = read_run(folder)
-    _draw_phantoms(data or run.record["data"]["spec"], progress)
+    draw_phantoms(data or run.record["data"]["spec"], progress)
     table = _recorded_dataset(run, data)
     rows = table.indices(split)
     encoder, fitted = _restore(run, backbone, device, progress)
@@ -265,7 +272,7 @@ def _load_encoder(spec: str, device: str, progress: ProgressReport) -> CachedEnc
     return encoder
 
 
-def _draw_phantoms(spec: str, progress: ProgressReport) -> None:
+def draw_phantoms(spec: str, progress: ProgressReport) -> None:
     """Draw a phantom dataset before it is loaded, so that its drawing is seen to go on."""
     if spec in PHANTOMS and not Path(spec).exists():
         materialise(spec, progress=progress)

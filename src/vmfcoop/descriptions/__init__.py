@@ -1,5 +1,10 @@
 """Descriptions of classes."""
 
-from vmfcoop.descriptions.bank import DescriptionBank, load_descriptions, template_bank
+from vmfcoop.descriptions.bank import (
+    DescriptionBank,
+    load_descriptions,
+    packaged_descriptions,
+    template_bank,
+)
 
-__all__ = ["DescriptionBank", "load_descriptions", "template_bank"]
+__all__ = ["DescriptionBank", "load_descriptions", "packaged_descriptions", "template_bank"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -33,6 +34,9 @@ TEMPLATES: tuple[str, ...] = (
     "{} as seen in a medical examination.",
 )
 """Wordings that fit any modality; the first is the one zero-shot CLIP uses."""
+
+PACKAGED_BANKS = Path(__file__).parent / "banks"
+"""Descriptions that come with the package, one file a dataset key."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +130,23 @@ def load_descriptions(path: Path | str) -> DescriptionBank:
     descriptions = {name: tuple(text.strip() for text in texts) for name, texts in content.items()}
     # The path is the source that messages can name; the file's own word on its source is kept in meta.
     return DescriptionBank(descriptions, str(path), meta)
+
+
+def packaged_descriptions(key: str) -> DescriptionBank | None:
+    """The descriptions that the package brings for a dataset key, or None for any other data.
+
+    Example:
+        >>> bank = packaged_descriptions("phantom-fundus")
+        >>> len(bank.descriptions["glaucoma"])
+        50
+        >>> packaged_descriptions("lesions/") is None
+        True
+    """
+    files = {path.stem: path for path in PACKAGED_BANKS.glob("*.json")}
+    if key not in files:
+        return None
+    bank = load_descriptions(files[key])
+    return dataclasses.replace(bank, source=f"the package's descriptions of {key}")
 
 
 def _read_json(path: Path) -> Any:
