@@ -4,10 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: demo test lint types docs clean
-
-demo: $(STAMP)
-	$(BIN)/vmfcoop demo
+.PHONY: test lint types docs clean
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS)

@@ -64,7 +64,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 """What authors call a class, who do not know a dataset's labels."""
 NAMED_SHARE = 0.85
 """Share of captions that name the finding; the others only describe, as many real captions do."""
-LABEL_SHARE = 0.2
+LABEL_SHARE = 0.25
 """Share of those that use the dataset's own name of the class."""
 EMPTY_VALUES = frozenset({"none", "not applicable", ""})
 
@@ -81,6 +81,11 @@ def caption(draw: np.random.Generator, dataset: PhantomDataset, label: int, phan
     order = draw.permutation(len(facts))[: draw.integers(0, min(4, len(facts)) + 1)]
     phrases = [_phrase(draw, *facts[i]) for i in order]
     return ", ".join([opening, *phrases]) + "."
+
+
+def short_caption(draw: np.random.Generator, dataset: PhantomDataset, label: int) -> str:
+    """The modality and what somebody would call the finding, nothing else."""
+    return f"{draw.choice(MODALITY_WORDS[dataset.key])}, {_finding(draw, dataset.class_names[label])}."
 
 
 def _finding(draw: np.random.Generator, class_name: str) -> str:

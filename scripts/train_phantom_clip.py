@@ -5,7 +5,7 @@ trained by CLIP's contrastive loss and written in open_clip's hub format, so tha
 loads BiomedCLIP. The findings of HELD_OUT datasets never occur in training. Seeded; an interrupted training
 goes on from its last epoch.
 
-    python scripts/train_phantom_clip.py --work WORK --out src/vmfcoop/backbones/phantom_clip --epochs 20
+    python scripts/train_phantom_clip.py --work WORK --out src/vmfcoop/backbones/phantom_clip --epochs 30
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from safetensors.torch import save
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from tokenizers.trainers import WordPieceTrainer
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy, interpolate
 
-from phantom_captions import caption
+from phantom_captions import caption, short_caption
 from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.data.phantoms.core import SIZE
 from vmfcoop.descriptions import load_descriptions
 from vmfcoop.files import write_atomically
-from vmfcoop.progress import ProgressReport, progress_bars
+from vmfcoop.progress import ProgressReport, no_progress, progress_bars
 
 HELD_OUT = ("phantom-histology", "phantom-fundus")
 """Datasets whose findings are never shown; only their normal class is."""
@@ -45,6 +45,9 @@ CAPTIONS_PER_IMAGE = 6
 VALIDATION = 20
 """Further images a class, never trained on, that the curve's zero-shot accuracy is taken on."""
 VOCABULARY = 2000
+SHORT_SHARE = 0.35
+"""Share of the training that shows short captions only: what a finding is called is learned before its looks
+are told in sentences."""
 WARMUP = 0.03
 """Share of the training over which the learning rate rises; then it falls linearly."""
 BERT: dict[str, Any] = {
@@ -57,6 +60,9 @@ BERT: dict[str, Any] = {
     "max_position_embeddings": 64,
     "type_vocab_size": 2,
     "hidden_act": "gelu",
+    "initializer_range": 0.08,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
@@ -73,7 +79,7 @@ CLIP: dict[str, Any] = {
         "hf_model_name": "vmfcoop/phantom-bert",
         "hf_tokenizer_name": "vmfcoop/phantom-bert",
         "hf_proj_type": "mlp",
-        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "hf_pooler_type": "mean_pooler",
         "hf_model_pretrained": False,
         "context_length": 64,
     },
@@ -92,7 +98,7 @@ def shown_classes() -> list[tuple[str, int]]:
 
 
 def draw_class(job: tuple[str, int, int]) -> tuple[NDArray[np.uint8], list[list[str]]]:
-    """Images and captions of one class: ``(n, SIZE, SIZE, 3)`` and n lists of CAPTIONS_PER_IMAGE."""
+    """Images and captions of one class: ``(n, SIZE, SIZE, 3)`` and n lists, the short caption last."""
     key, label, count = job
     dataset = PHANTOMS[key]
     draw = np.random.default_rng([label, *key.encode()])
@@ -100,7 +106,10 @@ def draw_class(job: tuple[str, int, int]) -> tuple[NDArray[np.uint8], list[list[
     for index in range(FIRST_INDEX, FIRST_INDEX + count):
         phantom = dataset.phantom(label, index)
         images.append(phantom.image)
-        captions.append([caption(draw, dataset, label, phantom) for _ in range(CAPTIONS_PER_IMAGE)])
+        captions.append(
+            [caption(draw, dataset, label, phantom) for _ in range(CAPTIONS_PER_IMAGE)]
+            + [short_caption(draw, dataset, label)]
+        )
     return np.stack(images), captions
 
 
@@ -242,38 +251,61 @@ def contrastive_loss(model: Any, pixels: Tensor, ids: Tensor) -> Tensor:
     return (cross_entropy(logits, pairs) + cross_entropy(logits.T, pairs)) / 2
 
 
-def train(args: argparse.Namespace, report: ProgressReport) -> None:
-    """Draw the pairs, train, and write the folder after every epoch."""
-    args.work.mkdir(parents=True, exist_ok=True)
-    images, captions = training_pairs(args.work, args.per_class, report)
-    tokenizer = train_tokenizer(captions, args.banks)
-    write_description(args.out, tokenizer)
-    torch.manual_seed(0)
-    text_cfg = CLIP["text_cfg"] | {"hf_model_name": str(args.out)}
-    model = open_clip.CustomTextCLIP(**(CLIP | {"text_cfg": text_cfg}))
-    with torch.no_grad():
-        imitate_trained_attention(model.visual.trunk)
-    optimizers = optimisers(model, args)
+def train(rank: int, args: argparse.Namespace) -> None:
+    """One of the processes: train on its share of every batch; the first writes the folder at every epoch."""
+    torch.set_num_threads(1)
+    store = f"file://{(args.work / 'rendezvous').resolve()}"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=args.processes)
+    images, captions = training_pairs(args.work, args.per_class, no_progress)
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     tokenizer.enable_truncation(64)
     held = validation_rows(args.per_class)
     encoded = [[e.ids for e in tokenizer.encode_batch(captions[i])] for i in np.flatnonzero(~held)]
-    shown, fresh = images[~held], images[held]
+    model = initial_model(args.out)
+    optimizers = optimisers(model, args)
     checkpoint, first = args.work / "checkpoint.pt", 0
     if checkpoint.is_file():
         first = resume(checkpoint, model, optimizers, args.epochs)
-    for epoch in range(first, args.epochs):
-        loss, seconds = train_epoch(model, optimizers, shown, encoded, epoch, args, report)
-        accuracy = zero_shot_accuracy(model, tokenizer, fresh)
-        record(args.out / "training_curve.csv", epoch, loss, accuracy, seconds)
-        keep(checkpoint, model, optimizers, epoch + 1, args.epochs)
-        weights = {
-            k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()
-        }
-        write_atomically(args.out / "open_clip_model.safetensors", save(weights))
-        print(
-            f"epoch {epoch + 1}/{args.epochs}: loss {loss:.3f}, zero-shot {accuracy:.3f}, {seconds:.0f} s",
-            flush=True,
-        )
+    with progress_bars(Console(stderr=True, quiet=rank > 0)) as report:
+        for epoch in range(first, args.epochs):
+            loss, seconds = train_epoch(model, optimizers, images, encoded, ~held, epoch, args, report)
+            if rank == 0:
+                accuracy = zero_shot_accuracy(model, tokenizer, images[held])
+                record(args.out / "training_curve.csv", epoch, loss, accuracy, seconds)
+                keep(checkpoint, model, optimizers, epoch + 1, args.epochs)
+                write_weights(model, args.out)
+                print(
+                    f"epoch {epoch + 1}/{args.epochs}: loss {loss:.3f}, zero-shot {accuracy:.3f}", flush=True
+                )
+    distributed.destroy_process_group()
+
+
+def initial_model(folder: Path) -> Any:
+    """The untrained CLIP, the same in every process."""
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(
+        **(CLIP | {"text_cfg": CLIP["text_cfg"] | {"hf_model_name": str(folder)}})
+    )
+    with torch.no_grad():
+        imitate_trained_attention(model.visual.trunk)
+    return model
+
+
+def write_weights(model: Any, folder: Path) -> None:
+    """The weights in half precision."""
+    state = model.state_dict().items()
+    weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state}
+    write_atomically(folder / "open_clip_model.safetensors", save(weights))
+
+
+def share_gradients(model: Any) -> None:
+    """Replace every process's gradients by their mean."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def keep(
@@ -302,30 +334,37 @@ def train_epoch(
     optimizers: list[torch.optim.Optimizer],
     images: NDArray[np.uint8],
     encoded: list[list[list[int]]],
+    trained: NDArray[np.bool_],
     epoch: int,
     args: argparse.Namespace,
     report: ProgressReport,
 ) -> tuple[float, float]:
-    """One pass over the images, each with one of its captions -> mean loss and seconds."""
+    """One pass over the images, each with one of its captions -> this process's mean loss and its seconds."""
     model.train()
-    draw = torch.Generator().manual_seed(epoch)
-    start, losses = time.perf_counter(), []
-    batches = torch.randperm(len(images), generator=draw).split(args.batch_size)
-    for step, rows in enumerate(batches):
+    draw, rank = torch.Generator().manual_seed(epoch), distributed.get_rank()
+    start, losses, places = time.perf_counter(), [], np.flatnonzero(trained)
+    size = args.batch_size * args.processes
+    order = torch.randperm(len(encoded), generator=draw)
+    batches = order[: len(order) // size * size].split(size)
+    for step, batch in enumerate(batches):
+        rows = batch[rank :: args.processes]
         done = (epoch + step / len(batches)) / args.epochs
         for optimizer, peak in zip(optimizers, (args.matrix_learning_rate, args.learning_rate), strict=True):
             optimizer.param_groups[0]["lr"] = peak * min(1.0, done / WARMUP) * (1 - done)
-        which = torch.randint(len(encoded[0]), (len(rows),), generator=draw)
+        which = torch.randint(CAPTIONS_PER_IMAGE, (len(batch),), generator=draw)[rank :: args.processes]
+        if done < SHORT_SHARE:
+            which.fill_(CAPTIONS_PER_IMAGE)
         texts = [encoded[i][j] for i, j in zip(rows.tolist(), which.tolist(), strict=True)]
-        loss = contrastive_loss(model, augment(images[rows.numpy()], draw), padded(texts))
+        loss = contrastive_loss(model, augment(images[places[rows.numpy()]], draw), padded(texts))
         model.zero_grad()
         loss.backward()
+        share_gradients(model)
         for optimizer in optimizers:
             optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         losses.append(float(loss.detach()))
-        report("epoch", step + 1, len(batches))
+        report(f"epoch {epoch + 1}/{args.epochs}", step + 1, len(batches))
     return float(np.mean(losses)), time.perf_counter() - start
 
 
@@ -337,19 +376,29 @@ def record(path: Path, epoch: int, loss: float, accuracy: float, seconds: float)
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw the pairs, train the tokenizer, and start the processes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--work", type=Path, required=True, help="drawn images, checkpoint and training curve"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="drawn images and checkpoint")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--banks", type=Path, default=Path("src/vmfcoop/descriptions/banks"))
     parser.add_argument("--per-class", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=16, help="of each process")
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--matrix-learning-rate", type=float, default=0.01)
-    with progress_bars(Console(stderr=True)) as bars:
-        train(parser.parse_args(), bars)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.work / "rendezvous").unlink(missing_ok=True)
+    with progress_bars(Console(stderr=True)) as report:
+        _, captions = training_pairs(args.work, args.per_class, report)
+    write_description(args.out, train_tokenizer(captions, args.banks))
+    torch.multiprocessing.spawn(train, (args,), nprocs=args.processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -293,6 +293,10 @@ def test_contact_sheet(tmp_path):
     )
     assert Image.open(tmp_path / "s.png").height > 600
     refused(vmfcoop("data", "contact-sheet", "phantom-fundis"), "did you mean 'phantom-fundus'")
+    sheet = "data", "contact-sheet", "phantom-fundus", "--columns", 1, "--out"
+    assert vmfcoop(*sheet, tmp_path / "s.webp").returncode == 0
+    assert Image.open(tmp_path / "s.webp").format == "WEBP"
+    refused(vmfcoop(*sheet, tmp_path / "s.tif"), "not as 's.tif'")
 
 
 def test_a_phantom_key_is_a_data_spec(tiny_bert_folder, tmp_path, monkeypatch):
@@ -308,6 +312,8 @@ def test_a_phantom_key_is_a_data_spec(tiny_bert_folder, tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"]["spec"] == "phantom-histology" and record["data"]["grouped"]
+    assert record["descriptions"]["source"] == "the package's descriptions of phantom-histology"
+    assert record["descriptions"]["per_class"] == [50] * 5 and "No descriptions" not in result.stderr
     assert (
         json.loads(vmfcoop("evaluate", tmp_path / "run", "--json").stdout)["n"]
         == json.loads(result.stdout)["n"]

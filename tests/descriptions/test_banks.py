@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vmfcoop.descriptions
-from vmfcoop.descriptions import load_descriptions
+from vmfcoop.descriptions import load_descriptions, packaged_descriptions
 
 BANKS = Path(vmfcoop.descriptions.__file__).parent / "banks"
 FILES = sorted(BANKS.glob("*.json"))
@@ -93,3 +93,18 @@ def test_other_classes_are_hardly_named(path: Path) -> None:
     for name, other in itertools.permutations(descriptions, 2):
         found = [t for t in descriptions[name] if re.search(rf"\b{re.escape(other)}\b", t.lower())]
         assert len(found) <= 3, (name, other, found)
+
+
+@pytest.mark.parametrize("key", CLASSES)
+def test_chosen_by_dataset_key(key: str) -> None:
+    bank = packaged_descriptions(key)
+    assert bank is not None and set(bank.descriptions) == CLASSES[key]
+    assert bank.source == f"the package's descriptions of {key}"
+    assert bank.fingerprint == load_descriptions(BANKS / f"{key}.json").fingerprint
+
+
+@pytest.mark.parametrize(
+    "spec", ["lesions/", "phantom", "../banks/phantom-fundus", "phantom-fundus.json", ""]
+)
+def test_other_data_has_none(spec: str) -> None:
+    assert packaged_descriptions(spec) is None

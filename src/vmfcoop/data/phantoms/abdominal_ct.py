@@ -61,10 +61,11 @@ class _Phase:
 
 
 _PHASES = (
-    _Phase("unenhanced", 34, 31, 42, 40, 58, 48, 38),
-    _Phase("corticomedullary", 190, 85, 290, 110, 78, 125, 125),
-    _Phase("nephrographic", 170, 155, 160, 150, 112, 122, 95),
+    _Phase("unenhanced", 38, 36, 42, 40, 58, 48, 44),
+    _Phase("corticomedullary", 165, 100, 270, 110, 78, 122, 108),
+    _Phase("nephrographic", 150, 142, 150, 144, 112, 120, 78),
 )
+_HOW_OFTEN = (0.25, 0.35, 0.4)
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class _Finding:
 
 
 def _draw(patient: np.random.Generator, image: np.random.Generator, label: int) -> Phantom:
-    phase = _PHASES[patient.integers(0, 3)]
-    site = _Site(
-        patient.uniform(30, 65), patient.uniform(320, 460), patient.uniform(9, 24), patient.uniform(0.45, 0.9)
-    )
+    phase = _PHASES[patient.choice(3, p=_HOW_OFTEN)]
+    # Most protocols are moderately noisy, a few are low-dose.
+    deviation = 5 + 11 * patient.random() ** 3
+    site = _Site(patient.uniform(35, 65), patient.uniform(330, 440), deviation, patient.uniform(0.45, 0.8))
     pose = _pose(patient, image)
     x, y = pose.grid()
     x, y = x + 0.008 * noise(image, 4), y + 0.008 * noise(image, 4)
@@ -132,7 +133,7 @@ def _draw(patient: np.random.Generator, image: np.random.Generator, label: int) 
 
 def _pose(patient: np.random.Generator, image: np.random.Generator) -> Pose:
     """Field of view of the site; shape and lie of the patient."""
-    scale = patient.uniform(76, 94)
+    scale = patient.uniform(87, 107)
     x, y = 79.5 + patient.normal(0, 3, 2) + image.normal(0, 1, 2)
     return Pose(x, y - 2, scale, patient.normal(0, 0.05), patient.uniform(0.96, 1.05))
 
@@ -214,7 +215,7 @@ def _organs(
     body = _gut(patient, image, pose, body, x, y, cavity)
     body = layer(body, phase.spleen, inside(spleen, 0.018) * room)
     body = layer(body, _liver(patient, pose, phase, steatosis), inside(liver, 0.018) * room)
-    if patient.random() < 0.5:
+    if patient.random() < 0.3:
         bladder = ellipse(x, y, (-0.36, -0.27), (0.085, 0.07), 0.4)
         body = layer(body, 8.0, inside(bladder, 0.018))
     return _great_vessels(patient, body, x, y, phase)
@@ -255,9 +256,9 @@ def _gut(
     cavity: Field,
 ) -> Field:
     """Pancreas and duodenum, loops of small bowel, colon with gas and faeces, mesenteric vessels."""
-    oral = patient.choice([0.0, 0.0, 230.0])
+    oral = patient.choice([0.0, 0.0, 0.0, 0.0, 230.0])
     n = int(patient.integers(9, 17))
-    at = np.stack([patient.uniform(-0.25, 0.62, n), patient.uniform(-0.46, -0.1, n)], axis=1)
+    at = np.stack([patient.uniform(-0.25, 0.62, n), patient.uniform(-0.46, -0.15, n)], axis=1)
     at += image.normal(0, 0.012, (n, 2))
     radii = patient.uniform(0.045, 0.095, (n, 2))
     turns = patient.uniform(0, np.pi, n)
@@ -272,7 +273,7 @@ def _gut(
     body = layer(body, 52.0, walls * room)
     body = layer(body, 20 + oral + 14 * noise(patient, 24), lumens * room)
     faeces = np.where(noise(patient, 46) > 0.8, -500.0, 25 + 25 * noise(patient, 30))
-    for centre in ((0.66, 0.12), (-0.62, 0.14), (0.1, -0.47), (0.36, -0.44), (-0.2, -0.46)):
+    for centre in ((0.69, 0.0), (-0.64, 0.02), (0.1, -0.47), (0.36, -0.44), (-0.2, -0.46)):
         if patient.random() < 0.75:
             body = _colon(patient, body, x, y, centre, room, faeces)
     return body
@@ -302,8 +303,8 @@ def _kidneys(patient: np.random.Generator, image: np.random.Generator) -> tuple[
     size = patient.uniform(0.9, 1.15)
     for sign in (-1, 1):
         level = patient.uniform(0.85, 1.05) * image.uniform(0.94, 1.02)
-        radii = (0.145 * size * level, 0.175 * size * level * patient.uniform(0.9, 1.12))
-        x, y = sign * (0.445 + patient.normal(0, 0.015)), 0.12 + patient.normal(0, 0.025)
+        radii = (0.164 * size * level, 0.196 * size * level * patient.uniform(0.9, 1.12))
+        x, y = sign * (0.455 + patient.normal(0, 0.015)), 0.12 + patient.normal(0, 0.025)
         shape, hilum = outline(patient, 0.03, waves=4), patient.uniform(0.5, 0.95) * image.uniform(0.9, 1.1)
         made.append(_Kidney(sign, x, y, radii, -0.55 + patient.normal(0, 0.15), shape, hilum))
     return made[0], made[1]
@@ -333,7 +334,7 @@ def _with_kidney(
 def _window(pose: Pose, kidney: _Kidney) -> tuple[slice, slice]:
     """Rows and columns around a kidney, which are all that changes with it."""
     column, row = pose.to_pixels((kidney.x, kidney.y))
-    reach = 0.36 * pose.scale
+    reach = 0.42 * pose.scale
     rows = slice(max(int(row - reach), 0), int(row + reach))
     return rows, slice(max(int(column - reach), 0), int(column + reach))
 
@@ -378,14 +379,15 @@ def _finding(
 ) -> _Finding:
     """The finding of the class in one of the kidneys."""
     kidney = kidneys[patient.integers(0, 2)]
-    # A slice cuts a round finding above or below its middle.
-    cut = image.uniform(0.8, 1.0)
+    # A slice cuts a round finding above or below its middle, and muscles of the back stop it from growing.
+    cut = image.uniform(0.85, 1.0)
+    room = np.maximum(cavity, -ellipse(np.abs(x), y, (0.4, 0.41), (0.12, 0.065), -0.35))
     if label == _CYST:
-        return _cyst(patient, body, kidney, x, y, cavity, cut)
+        return _cyst(patient, body, kidney, x, y, room, cut)
     if label == _STONE:
         return _stone(patient, body, kidney, x, y, cut)
     if label == _TUMOUR:
-        return _tumour(patient, body, kidney, x, y, cavity, phase, cut)
+        return _tumour(patient, body, kidney, x, y, room, phase, cut)
     words = ("side", "location", "size", "density", "margin")
     return _Finding(body, np.zeros((SIZE, SIZE), np.bool_), dict.fromkeys(words, "none"))
 
@@ -402,43 +404,87 @@ def _on_rim(patient: np.random.Generator, depth: float) -> tuple[float, float, s
     return float(depth * np.cos(angle)), float(depth * np.sin(angle)), name
 
 
+def _with_space(
+    kidney: _Kidney, inwards: float, along: float, radius: float, x: Field, y: Field, room: Field
+) -> tuple[float, float]:
+    """The body's coordinates of a place, drawn into the kidney until most of a round finding has room."""
+    for share in np.linspace(1, 0.4, 7):
+        at = kidney.point(float(share) * inwards, float(share) * along)
+        nearest = np.argmin(np.square(x - at[0]) + np.square(y - at[1]))
+        if room.flat[nearest] < -0.75 * radius:
+            break
+    return at
+
+
 def _size(radius: float, large: float) -> str:
     return "small" if radius < 0.6 * large else "medium" if radius < large else "large"
 
 
 def _cyst(
-    patient: np.random.Generator, body: Field, kidney: _Kidney, x: Field, y: Field, cavity: Field, cut: float
+    patient: np.random.Generator, body: Field, kidney: _Kidney, x: Field, y: Field, room: Field, cut: float
 ) -> _Finding:
-    """Water in a thin wall, round and even, bulging out or buried."""
-    extent = patient.uniform(0.05, 0.14)
+    """Water in a thin wall, round and even, bulging out or, where it is small, buried."""
+    extent = patient.uniform(0.07, 0.175)
     radius = extent * cut
-    # Only small ones can be buried.
-    inwards, along, place = _on_rim(patient, patient.uniform(min(1.0, 6 * extent), 1.0))
-    at = kidney.point(inwards, along)
+    inwards, along, place = _on_rim(patient, patient.uniform(min(0.95, 6 * extent), 1.2))
+    at = _with_space(kidney, inwards, along, radius, x, y, room)
     edge = blob(x, y, at, (radius, radius * patient.uniform(0.92, 1.08)), outline(patient, 0.015, waves=3))
-    edge = -soft_minimum(-edge, -cavity, 0.02)
+    edge = -soft_minimum(-edge, -room, 0.02)
     body = layer(body, 35.0, 0.6 * bump(edge, 0.012))
-    body = layer(body, patient.uniform(0, 14), inside(edge, 0.014))
-    report = _report(kidney, place, _size(radius, 0.1), "water density", "smooth and thin-walled")
+    body = layer(body, patient.uniform(-4, 10), inside(edge, 0.014))
+    report = _report(kidney, place, _size(radius, 0.13), "water density", "smooth and thin-walled")
     return _Finding(body, edge < 0, report)
 
 
 def _stone(
     patient: np.random.Generator, body: Field, kidney: _Kidney, x: Field, y: Field, cut: float
 ) -> _Finding:
-    """One or a few calculi in the collecting system."""
-    where, inwards, along = [
-        ("renal pelvis", 0.42, 0.0),
-        ("anterior calyx", 0.18, -0.36),
-        ("posterior calyx", 0.18, 0.36),
-    ][patient.integers(0, 3)]
-    radius = patient.uniform(0.02, 0.05) * (0.6 + 0.4 * cut)
-    at = kidney.point(inwards + patient.normal(0, 0.04), along + patient.normal(0, 0.04))
-    shape = (radius * patient.uniform(0.7, 1.0), radius)
-    edge = blob(x, y, at, shape, outline(patient, 0.1), patient.uniform(0, np.pi))
-    body = layer(body, patient.uniform(450, 1100), inside(edge, 0.012))
+    """One or two calculi or a staghorn in the collecting system, which may be dilated."""
+    places = (("renal pelvis", 0.4, 0.0), ("anterior calyx", 0.16, -0.38), ("posterior calyx", 0.16, 0.38))
+    first, second = patient.permutation(3)[:2]
+    where, inwards, along = places[first]
+    inwards, along = inwards + patient.normal(0, 0.04), along + patient.normal(0, 0.04)
+    kind, ragged = patient.random(), outline(patient, 0.1)
+    if patient.random() < 0.4:
+        body = _dilated(patient, body, kidney, x, y)
+    if kind < 0.2:
+        where, radius = "renal pelvis", 0.036
+        edge = _staghorn(kidney, x, y, patient.uniform(0.85, 1.0) * (0.7 + 0.3 * cut))
+    else:
+        radius = patient.uniform(0.027, 0.046 if kind < 0.75 else 0.032) * (0.6 + 0.4 * cut)
+        shape, turn = (radius * patient.uniform(0.75, 1.0), radius), patient.uniform(0, np.pi)
+        edge = blob(x, y, kidney.point(inwards, along), shape, ragged, turn)
+        if kind >= 0.75:
+            beside = (0.8 * radius, 0.9 * radius)
+            edge = np.minimum(edge, ellipse(x, y, kidney.point(*places[second][1:]), beside, turn))
+    body = layer(body, patient.uniform(600, 1300), inside(edge, 0.012))
     report = _report(kidney, where, _size(radius, 0.038), "calcific density", "sharp")
-    return _Finding(body, edge < 0.004, report)
+    return _Finding(body, edge < 0.003, report)
+
+
+def _dilated(patient: np.random.Generator, body: Field, kidney: _Kidney, x: Field, y: Field) -> Field:
+    """Hydronephrosis: urine widens the pelvis and, behind it, the calyces."""
+    u, v = kidney.axes(x, y)
+    deep, long = kidney.radii
+    grade = patient.uniform(0.75, 1.15)
+    urine = ellipse(u, v, (0.5 * deep, 0), (0.5 * deep * grade, 0.27 * long * grade))
+    for along in (-0.4, 0.0, 0.4):
+        centre = ((0.12 - 0.1 * (along == 0)) * deep, along * long)
+        calyx = ellipse(u, v, centre, (0.24 * deep * grade, 0.17 * long * grade), -along)
+        urine = soft_minimum(urine, calyx, 0.03)
+    return layer(body, 8.0, inside(urine, 0.016))
+
+
+def _staghorn(kidney: _Kidney, x: Field, y: Field, extent: float) -> Field:
+    """Distance from a cast of the pelvis with a branch to each of two calyces."""
+    u, v = kidney.axes(x, y)
+    deep, long = kidney.radii
+    cast = ellipse(u, v, (0.4 * deep, 0), (0.036 * extent, 0.022 * extent))
+    for side in (-1, 1):
+        centre = (0.24 * deep, 0.2 * side * long)
+        branch = ellipse(u, v, centre, (0.016 * extent, 0.036 * extent), 0.6 * side)
+        cast = soft_minimum(cast, branch, 0.008)
+    return cast
 
 
 def _tumour(
@@ -447,25 +493,25 @@ def _tumour(
     kidney: _Kidney,
     x: Field,
     y: Field,
-    cavity: Field,
+    room: Field,
     phase: _Phase,
     cut: float,
 ) -> _Finding:
     """A solid mass that bulges out of the kidney, lobulated, unevenly enhancing, necrotic in the middle."""
-    radius = patient.uniform(0.085, 0.19) * cut
+    radius = patient.uniform(0.09, 0.21) * cut
     inwards, along, place = _on_rim(patient, 0.75 + 1.6 * radius)
-    at = kidney.point(inwards, along)
+    at = _with_space(kidney, inwards, along, radius, x, y, room)
     ragged = outline(patient, patient.uniform(0.05, 0.1))
     edge = blob(x, y, at, (radius, radius * patient.uniform(0.8, 1.15)), ragged, patient.uniform(0, np.pi))
-    edge = -soft_minimum(-edge, -cavity, 0.02)
+    edge = -soft_minimum(-edge, -room, 0.02)
     mottled = noise(patient, 11) + 0.6 * noise(patient, 22)
-    swing = 0.22 * phase.tumour + 5
-    necrotic = smoothstep(0.1, 1.1, mottled) * smoothstep(-0.015, -0.06, edge) * (radius > 0.1)
-    tissue = layer(phase.tumour + swing * noise(patient, 18), 14.0, necrotic)
+    swing = 0.28 * phase.tumour + 6
+    necrotic = smoothstep(0.1, 0.9, mottled) * smoothstep(-0.015, -0.05, edge) * (radius > 0.09)
+    tissue = layer(phase.tumour + swing * noise(patient, 18), 16.0, necrotic)
     body = layer(body, _FAT + 55, 0.5 * bump(edge - 0.03, 0.03) * smoothstep(0.2, 1, noise(patient, 20)))
     body = layer(body, tissue, inside(edge, 0.018))
     margin = "lobulated" if ragged.std() > 0.07 else "well-defined"
-    report = _report(kidney, place, _size(radius, 0.14), "heterogeneous solid", margin)
+    report = _report(kidney, place, _size(radius, 0.16), "heterogeneous solid", margin)
     return _Finding(body, edge < 0, report)
 
 
