@@ -4,7 +4,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: test lint types docs clean
+.PHONY: demo test lint types docs clean
+
+demo: $(STAMP)
+	$(BIN)/vmfcoop demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS)

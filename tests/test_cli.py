@@ -152,7 +152,14 @@ def test_show_prints_the_backbone(tiny_bert_folder):
 
 
 def test_help_has_an_example_for_every_command():
-    for command in (["fit"], ["evaluate"], ["predict"], ["backbones", "show"], ["data", "contact-sheet"]):
+    for command in (
+        ["demo"],
+        ["fit"],
+        ["evaluate"],
+        ["predict"],
+        ["backbones", "show"],
+        ["data", "contact-sheet"],
+    ):
         assert "Example: vmfcoop " + " ".join(command) in vmfcoop(*command, "--help").stdout
     assert "--install-completion" in vmfcoop("--help").stdout
     assert vmfcoop("--version").stdout.count(".") == 2

@@ -69,7 +69,10 @@ class Format(StrEnum):
 
 Backbone = Annotated[
     str,
-    typer.Option(help="biomedclip, open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's hub format."),
+    typer.Option(
+        help="biomedclip, phantom (embedded), open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's "
+        "hub format."
+    ),
 ]
 OtherBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Where the run's backbone lies now; default as recorded.")
@@ -97,6 +100,32 @@ def _root(
     ] = False,
 ) -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="The phantom dataset.")] = "phantom-histology",
+    run: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; default runs/demo-DATA, replaced if there.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The main job in a minute: methods at 1, 4 and 16 shots on drawn images with the embedded CLIP.
+
+    Example: [bold]vmfcoop demo --data phantom-fundus[/]
+    """
+    from vmfcoop.demo import run_demo
+    from vmfcoop.reporting.terminal import demo_report
+
+    with _progress() as progress:
+        result = run_demo(
+            run or Path("runs") / f"demo-{data}", data, (1, 4, 16), (1, 2, 3), overwrite or not run, progress
+        )
+    if as_json:
+        print(json.dumps(result.as_json()))
+    else:
+        out.print(demo_report(result, pictures=out.color_system is not None))
 
 
 @app.command()

@@ -28,22 +28,26 @@ HUB_BACKBONES: dict[str, HubBackbone] = {
     ),
 }
 
+PHANTOM_CLIP = Path(__file__).parent / "phantom_clip"
+"""The embedded CLIP, trained on phantoms by ``scripts/train_phantom_clip.py``; its card lies beside it."""
+
 
 def load_backbone(spec: str, device: str = "auto") -> DualEncoder:
     """Load a frozen dual encoder.
 
     Args:
-        spec: ``biomedclip`` (from the hub or its local cache), ``open_clip:MODEL/PRETRAINED``,
-            ``open_clip:hf-hub:REPOSITORY``, or ``dir:FOLDER`` (open_clip's hub format; no network).
+        spec: ``biomedclip`` (from the hub or its local cache), ``phantom`` (embedded, knows the package's
+            phantoms only), ``open_clip:MODEL/PRETRAINED``, ``open_clip:hf-hub:REPOSITORY``, or
+            ``dir:FOLDER`` (open_clip's hub format; no network).
         device: ``auto`` (CUDA, then MPS, then CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         UserError: unknown spec (with the nearest names), a missing or damaged file, no such device.
 
     Example:
-        >>> encoder = load_backbone("dir:/models/biomedclip")  # doctest: +SKIP
-        >>> encoder.encode_texts(["an MRI of a glioma"]).shape  # doctest: +SKIP
-        torch.Size([1, 512])
+        >>> encoder = load_backbone("phantom", "cpu")
+        >>> encoder.encode_texts(["an MRI of a glioma"]).shape
+        torch.Size([1, 128])
     """
     from vmfcoop.backbones import open_clip
 
@@ -51,6 +55,8 @@ def load_backbone(spec: str, device: str = "auto") -> DualEncoder:
     kind, _, rest = spec.partition(":")
     if spec in HUB_BACKBONES:
         return open_clip.load_hub(HUB_BACKBONES[spec].repository, spec).to(target)
+    if spec == "phantom":
+        return open_clip.load_folder(PHANTOM_CLIP, spec).to(target)
     if kind == "dir" and rest:
         return open_clip.load_folder(Path(rest)).to(target)
     if kind == "open_clip" and rest.startswith("hf-hub:"):
@@ -59,7 +65,9 @@ def load_backbone(spec: str, device: str = "auto") -> DualEncoder:
         return open_clip.load_named(rest).to(target)
     if Path(spec).expanduser().is_dir():
         raise UserError(f"'{spec}' is a folder; to load the backbone in it, write 'dir:{spec}'.")
-    raise unknown_name("backbone", spec, [*HUB_BACKBONES, "open_clip:MODEL/PRETRAINED", "dir:FOLDER"])
+    raise unknown_name(
+        "backbone", spec, [*HUB_BACKBONES, "phantom", "open_clip:MODEL/PRETRAINED", "dir:FOLDER"]
+    )
 
 
 def resolve_device(device: str) -> torch.device:

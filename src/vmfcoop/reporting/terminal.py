@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+from rich.color import Color
+from rich.console import Group, RenderableType
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from vmfcoop.demo import Demo
+
+PICTURE_WIDTH = 24
+"""Columns of a picture; two pixels share a character, one above the other."""
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Shares as percent: mean and standard deviation (n - 1), the mean alone for a single value.
+
+    Example:
+        >>> mean_and_spread([0.5, 0.6, 0.7]), mean_and_spread([0.25])
+        ('60.0 ± 10.0', '25.0')
+    """
+    centre = f"{100 * mean(values):.1f}"
+    return f"{centre} ± {100 * stdev(values):.1f}" if len(values) > 1 else centre
 
 
 def metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
@@ -32,3 +55,101 @@ def predictions_table(rows: Sequence[Mapping[str, Any]], class_names: Sequence[s
         shares = row["probabilities"]
         table.add_row(row["image"], row["predicted"], *(f"{shares[name]:.3f}" for name in class_names))
     return table
+
+
+def accuracy_table(
+    title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str = ""
+) -> Table:
+    """Accuracies over seeds, a row a method.
+
+    Args:
+        title: above the table.
+        columns: headings after the method's.
+        rows: by method, for each column the accuracy of every seed.
+        caption: below the table.
+    """
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for method, cells in rows.items():
+        table.add_row(method, *map(mean_and_spread, cells))
+    return table
+
+
+def picture(image: Image.Image, width: int = PICTURE_WIDTH) -> Text:
+    """A small picture from half blocks: the upper pixel is the character's colour, the lower its ground."""
+    height = 2 * round(width * image.height / image.width / 2)
+    pixels = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).load()
+    assert pixels is not None
+    text = Text(no_wrap=True)
+    for y in range(0, height, 2):
+        for x in range(width):
+            above, below = (Color.from_rgb(*pixels[x, row]) for row in (y, y + 1))  # type: ignore[misc]
+            text.append("▀", Style(color=above, bgcolor=below))
+        text.append("\n")
+    return text
+
+
+def prediction_card(
+    truth: str, probabilities: Mapping[str, float], image: Image.Image | None
+) -> RenderableType:
+    """One prediction: the picture (if the terminal has colours), the truth, a bar for every class."""
+    predicted = max(probabilities, key=lambda name: probabilities[name])
+    right = predicted == truth
+    lines = Text(f"truth: {truth}\n", no_wrap=True)
+    for name, share in probabilities.items():
+        style = ("bold green" if right else "bold red") if name == predicted else ""
+        lines.append(f"{'█' * round(5 * share):<5} {share:4.0%} {name}\n", style)
+    return Group(*([picture(image)] if image else []), lines)
+
+
+NEXT_STEPS = """\
+Next, your own images (a folder a class) with BiomedCLIP:
+
+  vmfcoop fit lesions/ --backbone biomedclip --shots 16 \\
+      --descriptions lesions.json --out runs/lesions
+  vmfcoop predict runs/lesions new-images/ --out predictions.csv
+
+biomedclip comes from the hub at first use; without internet, copy its folder
+and write --backbone dir:/models/biomedclip. Descriptions are optional:
+{"class name": ["a sentence", ...], ...}.\
+"""
+
+
+def demo_report(demo: Demo, pictures: bool) -> Group:
+    """The demo's tables, its example predictions and what to type next.
+
+    Args:
+        demo: what the demo found.
+        pictures: whether the terminal shows colours, so that images can be drawn.
+    """
+    shots = [f"K = {k}" for k in demo.shots]
+    title = f"{demo.data}: test accuracy in percent, K images a class"
+    pairs = {
+        method: [[getattr(seed, part) for seed in seeds] for part in ("base", "novel", "harmonic_mean")]
+        for method, seeds in demo.generalisation.items()
+    }
+    columns = ["base classes", "novel classes", "harmonic mean"]
+    novel_title = f"Base to novel: {max(demo.shots)} images of each base class, novel classes by name alone"
+    spread = "mean ± standard deviation over support sets"
+    cards = Table.grid(padding=(0, 2))
+    cards.add_row(
+        *(
+            prediction_card(
+                row["truth"], row["probabilities"], Image.open(row["image"]) if pictures else None
+            )
+            for row in demo.examples
+        )
+    )
+    run = demo.run.folder
+    return Group(
+        accuracy_table(title, shots, demo.accuracy, spread),
+        "",
+        accuracy_table(novel_title, columns, pairs, spread),
+        "",
+        f"Three test images, by vMFCoOp at K = {max(demo.shots)} (the run directory {run}):",
+        "",
+        cards,
+        Text(NEXT_STEPS, no_wrap=True),
+    )

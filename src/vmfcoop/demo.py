@@ -1,0 +1,183 @@
+"""The demo: the main job on drawn images and the embedded CLIP, in a minute, with nothing to download."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vmfcoop.backbones import load_backbone
+from vmfcoop.data import Dataset
+from vmfcoop.data.phantoms import PHANTOMS
+from vmfcoop.errors import unknown_name
+from vmfcoop.evaluation import BaseToNovel, base_to_novel, draw_support, split_accuracy
+from vmfcoop.features import CachedEncoder
+from vmfcoop.memory import keep_freed_memory
+from vmfcoop.methods import make_method
+from vmfcoop.pipeline import FitRequest, draw_phantoms, predict_images, run_fit
+from vmfcoop.progress import ProgressReport, no_progress
+from vmfcoop.run import Run, refuse_existing
+
+DEMO_DATA = "phantom-histology"
+"""Tumour glands and lymphocytes never occur in the embedded CLIP's training: something to adapt to."""
+ZERO_SHOT, DESCRIPTIONS, COOP, VMFCOOP = (
+    "zero-shot, class name",
+    "zero-shot, descriptions",
+    "CoOp",
+    "vMFCoOp",
+)
+DEMO_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    ZERO_SHOT: ("zero-shot", {}),
+    DESCRIPTIONS: ("zero-shot", {"text": "descriptions"}),
+    COOP: ("coop", {}),
+    VMFCOOP: ("vmfcoop", {}),
+}
+"""Method and settings by the name in the table."""
+MAX_PROCESSES = 4
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        data: key of the phantom dataset.
+        shots: the numbers of support images a class.
+        accuracy: by method, then for every K the test accuracy of every seed.
+        generalisation: by method, the base-to-novel accuracies of every seed; 16 shots of the base classes.
+        run: run directory of vMFCoOp at the most shots and the first seed.
+        examples: of three test images, file, truth and class probabilities by that run.
+    """
+
+    data: str
+    shots: tuple[int, ...]
+    accuracy: dict[str, list[list[float]]]
+    generalisation: dict[str, list[BaseToNovel]]
+    run: Run
+    examples: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        pairs = {
+            method: [{**asdict(seed), "harmonic_mean": seed.harmonic_mean} for seed in seeds]
+            for method, seeds in self.generalisation.items()
+        }
+        return {
+            "data": self.data,
+            "shots": list(self.shots),
+            "accuracy": self.accuracy,
+            "base_to_novel": pairs,
+            "run": str(self.run.folder),
+            "examples": self.examples,
+        }
+
+
+def run_demo(
+    out: Path,
+    data: str = DEMO_DATA,
+    shots: Sequence[int] = (1, 4, 16),
+    seeds: Sequence[int] = (1, 2, 3),
+    overwrite: bool = False,
+    progress: ProgressReport = no_progress,
+) -> Demo:
+    """Methods at every K and seed on a phantom dataset, base-to-novel, a run directory, three predictions.
+
+    Args:
+        out: run directory of vMFCoOp at the most shots and the first seed.
+        data: key of a phantom dataset.
+        shots: numbers of support images a class.
+        seeds: of support sets and training.
+        overwrite: replace the run directory if it is there.
+        progress: told of drawing, encoding and every fit.
+
+    Raises:
+        UserError: no such dataset, or ``out`` exists.
+    """
+    if data not in PHANTOMS:
+        raise unknown_name("phantom dataset", data, PHANTOMS)
+    refuse_existing(out, overwrite)
+    draw_phantoms(data, progress)
+    bench = _Bench(data, progress)
+    for k, seed in itertools.product(shots, seeds):
+        draw_support(bench.encoder, bench.table, bench.bank, k, seed)
+    cells = [(title, k, seed) for title in DEMO_METHODS for k in shots for seed in seeds]
+    pairs = [(title, None, seed) for title in DEMO_METHODS if title != DESCRIPTIONS for seed in seeds]
+    the_run = (VMFCOOP, max(shots), seeds[0])
+    jobs: list[Job] = sorted({*cells, *pairs} - {the_run}, key=_longest_first)
+    torch.set_num_threads(1)
+    with ProcessPoolExecutor(
+        min(MAX_PROCESSES, os.cpu_count() or 1), get_context("spawn"), _start, (data,)
+    ) as pool:
+        waiting = {pool.submit(_work, job): job for job in jobs}
+        request = FitRequest(data, backbone="phantom", shots=max(shots), seed=seeds[0])
+        run = run_fit(request, out, overwrite, ["vmfcoop", "demo", "--data", data])
+        found: dict[Job, Any] = {the_run: run.metrics["accuracy"]}
+        for done in as_completed(waiting):
+            found[waiting[done]] = done.result()
+            progress("fit and test", len(found), len(jobs) + 1)
+    accuracy = {title: [[found[title, k, s] for s in seeds] for k in shots] for title in DEMO_METHODS}
+    generalisation = {title: [found[title, None, s] for s in seeds] for title, _, s in pairs if s == seeds[0]}
+    return Demo(data, tuple(shots), accuracy, generalisation, run, _examples(run, bench.table))
+
+
+Job = tuple[str, int | None, int]
+"""Method by its title, K or None for base to novel, seed."""
+
+
+class _Bench:
+    """The backbone, the images and the descriptions, once a process."""
+
+    def __init__(self, data: str, progress: ProgressReport = no_progress) -> None:
+        keep_freed_memory()
+        request = FitRequest(data, backbone="phantom")
+        bank = request.bank()
+        assert bank is not None
+        self.table, self.bank = request.dataset(), bank
+        self.encoder = CachedEncoder(load_backbone("phantom", "cpu"), progress=progress)
+
+    def job(self, title: str, shots: int | None, seed: int) -> float | BaseToNovel:
+        """Test accuracy of one fit, or its base-to-novel accuracies."""
+        name, settings = DEMO_METHODS[title]
+        method = make_method(name, {"seed": seed, **settings})
+        if shots is None:
+            return base_to_novel(self.encoder, self.table, self.bank, method, seed)
+        support = draw_support(self.encoder, self.table, self.bank, shots, seed)
+        return split_accuracy(self.encoder, self.table, method.fit(support, self.encoder))
+
+
+_bench: _Bench
+
+
+def _start(data: str) -> None:
+    """Make a process ready: one thread, since these matrices are small and there are more processes."""
+    global _bench
+    torch.set_num_threads(1)
+    _bench = _Bench(data)
+
+
+def _work(job: Job) -> float | BaseToNovel:
+    return _bench.job(*job)
+
+
+def _longest_first(job: Job) -> tuple[bool, int, Job]:
+    """A sort key: long fits begin before short ones, so that no process waits long for the last."""
+    title, shots, seed = job
+    return title != VMFCOOP, -(shots or 16), (title, shots or 16, seed)
+
+
+def _examples(run: Run, table: Dataset, count: int = 3) -> list[dict[str, Any]]:
+    """Test images of different classes, drawn by a fixed seed, with the run's predictions."""
+    order = np.random.default_rng(0).permutation(table.indices("test"))
+    rows = {int(table.labels[row]): int(row) for row in order}
+    chosen = list(rows.values())[:count]
+    predictions = predict_images(run.folder, [table.paths[row] for row in chosen])
+    truths = [table.class_names[table.labels[row]] for row in chosen]
+    return [{**row, "truth": truth} for row, truth in zip(predictions.rows(), truths, strict=True)]
