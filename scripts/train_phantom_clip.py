@@ -290,7 +290,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
     tokenizer.enable_truncation(64)
     held = validation_rows(args.per_class)
     encoded = [[e.ids for e in tokenizer.encode_batch(captions[i])] for i in np.flatnonzero(~held)]
-    model = initial_model(args.out, padded([texts[-1] for texts in encoded[:: len(encoded) // 1000]]))
+    model = initial_model(args.out, padded([texts[-1] for texts in encoded[:: len(encoded) // 1000 or 1]]))
     optimizers = optimisers(model, args)
     checkpoint, first = args.work / "checkpoint.pt", 0
     if checkpoint.is_file():
