@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from vmfcoop import load_backbone, load_dataset, load_descriptions
-from vmfcoop.descriptions import packaged_descriptions
+from vmfcoop.descriptions import packaged_descriptions, template_bank
 from vmfcoop.evaluation import draw_support, split_accuracy
 from vmfcoop.features import CachedEncoder
 from vmfcoop.methods import make_method
@@ -50,7 +50,10 @@ class Bench:
         banks = (
             [load_descriptions(path) for path in args.descriptions]
             if args.descriptions
-            else [packaged_descriptions(spec) for spec in args.data]
+            else [
+                packaged_descriptions(spec) or template_bank(table.class_names)
+                for spec, table in zip(args.data, tables, strict=True)
+            ]
         )
         self.sets = {table.name: (table, bank) for table, bank in zip(tables, banks, strict=True)}
 
@@ -117,7 +120,9 @@ def main() -> None:
     )
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--descriptions", nargs="+", help="a file a dataset; default the package's own")
+    parser.add_argument(
+        "--descriptions", nargs="+", help="a file a dataset; else the package's own or templates"
+    )
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--method", action="append", required=True)

@@ -38,7 +38,7 @@ from vmfcoop.files import write_atomically
 from vmfcoop.progress import ProgressReport, no_progress, progress_bars
 
 HELD_OUT = ("phantom-histology", "phantom-fundus")
-"""Datasets whose findings are never shown; only their normal class is."""
+"""Datasets whose findings are never shown, only their classes without one."""
 FIRST_INDEX = 100_000
 """Training phantoms are numbered from here, far from those that datasets are made of."""
 CAPTIONS_PER_IMAGE = 6
@@ -204,7 +204,7 @@ def imitate_trained_attention(tower: Any) -> None:
     """Start a ViT where trained ones end up: attention by likeness and by place.
 
     Mimetic initialisation (Trockman & Kolter, ICML 2023): ``W_q W_k^T`` near a multiple of I, ``W_v W_proj``
-    near a negative one, sinusoidal positions. Without it a ViT needs far more images than can be shown here.
+    near a negative one, sinusoidal positions. It is meant for ViTs that see few images.
     """
     width = tower.embed_dim
     for block in tower.blocks:

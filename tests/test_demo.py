@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,8 +15,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from vmfcoop.backbones import load_backbone
 from vmfcoop.demo import DEMO_METHODS, Demo
-from vmfcoop.evaluation import BaseToNovel
+from vmfcoop.evaluation import BaseToNovel, draw_support, split_accuracy
+from vmfcoop.features import CachedEncoder
+from vmfcoop.methods import make_method
+from vmfcoop.pipeline import FitRequest
 from vmfcoop.reporting.terminal import demo_report
 from vmfcoop.run import read_run
 
@@ -76,7 +82,13 @@ def test_golden_base_to_novel(result: dict[str, Any]) -> None:
 def test_run_directory_holds_the_cell_of_the_table(result: dict[str, Any], folder: Path) -> None:
     run = read_run(folder / result["run"])
     assert run.record["backbone"]["spec"] == "phantom" and run.record["support"]["shots"] == 16
-    assert run.metrics["accuracy"] == pytest.approx(result["accuracy"]["vMFCoOp"][2][0], abs=1e-9)
+    assert run.metrics["accuracy"] == result["accuracy"]["vMFCoOp"][2][0]
+    request = FitRequest(result["data"], backbone="phantom")
+    encoder, table, bank = CachedEncoder(load_backbone("phantom", "cpu")), request.dataset(), request.bank()
+    assert bank is not None
+    support = draw_support(encoder, table, bank, shots=16, seed=1)
+    fitted = make_method("vmfcoop", {"seed": 1}).fit(support, encoder)
+    assert run.metrics["accuracy"] == pytest.approx(split_accuracy(encoder, table, fitted))
 
 
 def test_examples_are_three_images_of_different_classes(result: dict[str, Any]) -> None:
@@ -100,7 +112,15 @@ def test_report_shows_tables_cards_and_next_steps(result: dict[str, Any], folder
             console.print(demo_report(demo, pictures=colours))
         text = capture.get()
         assert ("▀" in text) == colours
-        for expected in (*DEMO_METHODS, "K = 16", "harmonic mean", "truth:", "vmfcoop fit lesions/"):
+        chances = "chance is 20.0", "chance is 33.3 and 50.0"
+        for expected in (
+            *DEMO_METHODS,
+            *chances,
+            "K = 16",
+            "harmonic mean",
+            "truth:",
+            "vmfcoop fit lesions/",
+        ):
             assert expected in text
 
 
@@ -112,3 +132,18 @@ def test_says_what_is_wrong(folder: Path) -> None:
     done = demo_process(folder, "--out", "mine", "--overwrite")
     assert done.returncode == 2 and "is not a run directory" in done.stderr
     assert (folder / "mine" / "thesis.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("after", [6, 12])
+def test_ctrl_c_ends_every_process_without_a_trace(result: dict[str, Any], folder: Path, after: int) -> None:
+    command = [sys.executable, "-m", "vmfcoop", "demo", "--out", f"cut-{after}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Interrupted" in stderr and "Traceback" not in stderr
+    assert not list(folder.glob(f".cut-{after}*"))

@@ -39,7 +39,7 @@ class FriendlyGroup(TyperGroup):
             err.print(f"[bold red]Error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
         except KeyboardInterrupt:
             err.print(
-                "Interrupted: no run directory was written; features computed so far are kept, "
+                "Interrupted: nothing half-done was written; features computed so far are kept, "
                 "repeat the command to go on.",
                 soft_wrap=True,
             )
@@ -113,15 +113,13 @@ def demo(
 ) -> None:
     """The main job in a minute: methods at 1, 4 and 16 shots on drawn images with the embedded CLIP.
 
-    Example: [bold]vmfcoop demo --data phantom-fundus[/]
+    Example: [bold]vmfcoop demo --data phantom-chest-xray[/]
     """
     from vmfcoop.demo import run_demo
     from vmfcoop.reporting.terminal import demo_report
 
     with _progress() as progress:
-        result = run_demo(
-            run or Path("runs") / f"demo-{data}", data, (1, 4, 16), (1, 2, 3), overwrite or not run, progress
-        )
+        result = run_demo(data, run or Path("runs") / f"demo-{data}", overwrite or not run, progress)
     if as_json:
         print(json.dumps(result.as_json()))
     else:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from rich.color import Color
 from rich.console import Group, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+
+from vmfcoop.data.few_shot import base_novel_classes
 
 if TYPE_CHECKING:
     from vmfcoop.demo import Demo
@@ -80,12 +83,11 @@ def accuracy_table(
 def picture(image: Image.Image, width: int = PICTURE_WIDTH) -> Text:
     """A small picture from half blocks: the upper pixel is the character's colour, the lower its ground."""
     height = 2 * round(width * image.height / image.width / 2)
-    pixels = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).load()
-    assert pixels is not None
+    pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
     text = Text(no_wrap=True)
     for y in range(0, height, 2):
         for x in range(width):
-            above, below = (Color.from_rgb(*pixels[x, row]) for row in (y, y + 1))  # type: ignore[misc]
+            above, below = (Color.from_rgb(*pixels[row, x]) for row in (y, y + 1))
             text.append("▀", Style(color=above, bgcolor=below))
         text.append("\n")
     return text
@@ -132,7 +134,9 @@ def demo_report(demo: Demo, pictures: bool) -> Group:
     }
     columns = ["base classes", "novel classes", "harmonic mean"]
     novel_title = f"Base to novel: {max(demo.shots)} images of each base class, novel classes by name alone"
-    spread = "mean ± standard deviation over support sets"
+    spread = "mean ± standard deviation over support sets; chance is"
+    count = len(demo.run.class_names)
+    base, novel = (len(classes) for classes in base_novel_classes(count))
     cards = Table.grid(padding=(0, 2))
     cards.add_row(
         *(
@@ -144,9 +148,9 @@ def demo_report(demo: Demo, pictures: bool) -> Group:
     )
     run = demo.run.folder
     return Group(
-        accuracy_table(title, shots, demo.accuracy, spread),
+        accuracy_table(title, shots, demo.accuracy, f"{spread} {100 / count:.1f}"),
         "",
-        accuracy_table(novel_title, columns, pairs, spread),
+        accuracy_table(novel_title, columns, pairs, f"{spread} {100 / base:.1f} and {100 / novel:.1f}"),
         "",
         f"Three test images, by vMFCoOp at K = {max(demo.shots)} (the run directory {run}):",
         "",
