@@ -26,7 +26,7 @@ import torch
 
 from vmfcoop import load_backbone, load_dataset, load_descriptions
 from vmfcoop.descriptions import packaged_descriptions, template_bank
-from vmfcoop.evaluation import draw_support, split_accuracy
+from vmfcoop.evaluation import draw_support, split_metrics
 from vmfcoop.features import CachedEncoder
 from vmfcoop.methods import make_method
 
@@ -74,7 +74,7 @@ class Bench:
         fitted = make_method(method, {"seed": seed, **settings}).fit(support, self.encoder)
         seconds = time.perf_counter() - start
         label = method + "".join(f" {key}={value}" for key, value in settings.items())
-        accuracy = split_accuracy(self.encoder, table, fitted, self.args.on)
+        accuracy = split_metrics(self.encoder, table, fitted, self.args.on)["accuracy"]
         cell = {"data": name, "shots": shots, "seed": seed, "method": label}
         return {**cell, "accuracy": accuracy, "seconds": seconds}
 

@@ -99,12 +99,11 @@ def test_class_names_go_into_prompts(encoder, tmp_path):
 
 def test_descriptions_matter(encoder, tmp_path):
     x, y = features(encoder)
-    settings = {"text": "descriptions"}
-    templates = FewShotClassifier(encoder, "zero-shot", settings=settings, cache_dir=tmp_path).fit(x, y)
+    templates = FewShotClassifier(encoder, "zero-shot-ensemble", cache_dir=tmp_path).fit(x, y)
     given = {str(i): [f"finding number {i}", f"this is {i}"] for i in range(3)}
-    described = FewShotClassifier(
-        encoder, "zero-shot", settings=settings, descriptions=given, cache_dir=tmp_path
-    ).fit(x, y)
+    described = FewShotClassifier(encoder, "zero-shot-ensemble", descriptions=given, cache_dir=tmp_path).fit(
+        x, y
+    )
     assert templates.descriptions_.source == "templates"
     assert not torch.allclose(templates.fitted_.class_embeddings, described.fitted_.class_embeddings)
 

@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from vmfcoop.backbones import load_backbone
-from vmfcoop.demo import DEMO_METHODS, Demo
-from vmfcoop.evaluation import BaseToNovel, draw_support, split_accuracy
+from vmfcoop.demo import DEMO_METHODS, BaseToNovel, Demo
+from vmfcoop.evaluation import draw_support, split_metrics
 from vmfcoop.features import CachedEncoder
 from vmfcoop.methods import make_method
 from vmfcoop.pipeline import FitRequest
@@ -88,7 +88,7 @@ def test_run_directory_holds_the_cell_of_the_table(result: dict[str, Any], folde
     assert bank is not None
     support = draw_support(encoder, table, bank, shots=16, seed=1)
     fitted = make_method("vmfcoop", {"seed": 1}).fit(support, encoder)
-    assert run.metrics["accuracy"] == pytest.approx(split_accuracy(encoder, table, fitted))
+    assert run.metrics["accuracy"] == pytest.approx(split_metrics(encoder, table, fitted)["accuracy"])
 
 
 def test_examples_are_three_images_of_different_classes(result: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def test_zero_shot_is_the_known_level(busi):
     assert accuracy(make_method("zero-shot").fit(data, encoder), features, labels) == pytest.approx(
         0.483, abs=0.06
     )
-    described = make_method("zero-shot", {"text": "descriptions"}).fit(data, encoder)
+    described = make_method("zero-shot-ensemble").fit(data, encoder)
     assert accuracy(described, features, labels) == pytest.approx(0.629, abs=0.06)
 
 

@@ -20,7 +20,7 @@ from vmfcoop.backbones import load_backbone
 from vmfcoop.data import Dataset
 from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.errors import unknown_name
-from vmfcoop.evaluation import BaseToNovel, base_to_novel, draw_support, split_accuracy
+from vmfcoop.evaluation import base_to_novel, draw_support, few_shot, harmonic_mean
 from vmfcoop.features import CachedEncoder
 from vmfcoop.memory import keep_freed_memory
 from vmfcoop.methods import make_method
@@ -36,13 +36,31 @@ ZERO_SHOT, DESCRIPTIONS, COOP, VMFCOOP = (
 )
 DEMO_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ZERO_SHOT: ("zero-shot", {}),
-    DESCRIPTIONS: ("zero-shot", {"text": "descriptions"}),
+    DESCRIPTIONS: ("zero-shot-ensemble", {}),
     COOP: ("coop", {}),
     VMFCOOP: ("vmfcoop", {}),
 }
 """Method and settings by the name in the table."""
 SHOTS, SEEDS = (1, 4, 16), (1, 2, 3)
 MAX_PROCESSES = 4
+
+
+@dataclass(frozen=True)
+class BaseToNovel:
+    """Accuracies of base to novel.
+
+    Attributes:
+        base: on test images of the base classes, which the support set holds.
+        novel: on test images of the others, by their names alone.
+    """
+
+    base: float
+    novel: float
+
+    @property
+    def harmonic_mean(self) -> float:
+        """Of both."""
+        return harmonic_mean(self.base, self.novel)
 
 
 @dataclass(frozen=True)
@@ -184,9 +202,10 @@ class _Bench:
         name, settings = DEMO_METHODS[title]
         method = make_method(name, {"seed": seed, **settings})
         if shots is None:
-            return base_to_novel(self.encoder, self.table, self.bank, method, seed, max(SHOTS))
-        support = draw_support(self.encoder, self.table, self.bank, shots, seed)
-        return split_accuracy(self.encoder, self.table, method.fit(support, self.encoder))
+            result = base_to_novel(self.encoder, self.table, self.bank, method, [seed], max(SHOTS))[0]
+            return BaseToNovel(result["base"]["accuracy"], result["novel"]["accuracy"])
+        result = few_shot(self.encoder, self.table, self.bank, method, shots, [seed])[0]
+        return float(result["test"]["accuracy"])
 
 
 _bench: _Bench

@@ -118,6 +118,7 @@ class CachedEncoder(DualEncoder):
         self._encoder = encoder
         self._progress = progress
         self._folder = folder or home() / "features"
+        self._vocabularies: dict[int | None, Tensor] = {}
         self._cache = FeatureCache(self._folder / f"{encoder.fingerprint}.sqlite", encoder.dim)
         for attribute in (
             "name",
@@ -179,6 +180,11 @@ class CachedEncoder(DualEncoder):
         return torch.stack([found[key] for key in keys])
 
     def encode_vocabulary(self, sample: int | None = None) -> Tensor:
+        if sample not in self._vocabularies:
+            self._vocabularies[sample] = self._read_or_encode_vocabulary(sample)
+        return self._vocabularies[sample]
+
+    def _read_or_encode_vocabulary(self, sample: int | None) -> Tensor:
         path = self._folder / f"{self.fingerprint}-vocabulary-{sample or 'all'}.safetensors"
         try:
             return load_file(path)["features"]  # type: ignore[no-any-return]

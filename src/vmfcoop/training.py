@@ -1,10 +1,14 @@
-"""The one optimisation loop: SGD over shuffled support images and their cached views, cosine schedule."""
+"""The one optimisation loop: shuffled support images and their cached views, cosine schedule.
+
+Several trainings that differ in support set and seed alone may go through it side by side: they share the
+schedule and the optimiser's settings, and an objective may compute their forward passes in one batch.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -21,8 +25,9 @@ class TrainingConfig(MethodConfig):
         epochs: passes over the support set.
         batch_size: images a step; the last, smaller batch of an epoch is kept.
         learning_rate: of the cosine schedule.
+        optimizer: ``sgd`` or ``adamw``.
         momentum: of SGD.
-        weight_decay: of SGD.
+        weight_decay: of the optimiser.
         warmup_epochs: first epochs, at a constant ``warmup_learning_rate``.
         warmup_learning_rate: their learning rate.
     """
@@ -30,6 +35,7 @@ class TrainingConfig(MethodConfig):
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(4, ge=1)
     learning_rate: float = Field(0.003, gt=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     warmup_epochs: int = Field(1, ge=0)
@@ -50,7 +56,12 @@ class Batch(NamedTuple):
     progress: float
 
 
-Objective = Callable[[Batch], dict[str, Tensor]]
+Terms = dict[str, Tensor]
+"""Loss terms, scalars; the entry ``loss`` is minimised, the others are recorded."""
+
+Objective = Callable[[Batch], Terms]
+JointObjective = Callable[[Sequence[Batch]], Sequence[Terms]]
+Backward = Callable[[Sequence[Terms]], None]
 
 
 def learning_rate(epoch: int, config: TrainingConfig) -> float:
@@ -77,7 +88,7 @@ def optimise(
     """Minimise an objective over the support set, in place.
 
     Args:
-        objective: batch -> loss terms, scalars; the entry ``loss`` is minimised, the others are recorded.
+        objective: batch -> loss terms.
         parameters: tensors to learn.
         image_features: unit features of V views an image, shape ``(n, V, d)``; each step takes a random view.
         labels: shape ``(n,)``.
@@ -87,28 +98,84 @@ def optimise(
     Returns:
         One row an epoch: the mean of every loss term over its images, and the learning rate.
     """
-    draw = torch.Generator().manual_seed(config.seed)
-    learned = list(parameters)
-    optimizer = torch.optim.SGD(
-        learned, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    count, views = image_features.shape[:2]
+    return optimise_together(
+        lambda batches: [objective(batches[0])],
+        parameters,
+        [image_features],
+        [labels],
+        [config.seed],
+        config,
+        progress,
+    )[0]
+
+
+def optimise_together(
+    objective: JointObjective,
+    parameters: Iterable[Tensor],
+    image_features: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    seeds: Sequence[int],
+    config: TrainingConfig,
+    progress: ProgressReport = no_progress,
+    backward: Backward | None = None,
+) -> list[History]:
+    """S trainings side by side, each on its own support set of n images with its own seed.
+
+    The loss of a training depends on its own parameters alone, so the gradient of the sum is that of each,
+    and every parameter moves as it would in a training of its own.
+
+    Args:
+        objective: S batches -> the loss terms of each.
+        parameters: tensors to learn, of all trainings.
+        image_features: S of shape ``(n, V, d)``.
+        labels: S of shape ``(n,)``.
+        seeds: S seeds, of the order of images and views.
+        config: schedule; its seed is not used.
+        progress: told of every epoch.
+        backward: loss terms -> gradients of the parameters; default the gradient of the summed losses.
+
+    Returns:
+        S histories.
+    """
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+    optimizer = _optimizer(list(parameters), config)
+    count, views = image_features[0].shape[:2]
     steps_per_epoch = math.ceil(count / config.batch_size)
     last_step = max(1, config.epochs * steps_per_epoch - 1)
-    history: History = []
+    histories: list[History] = [[] for _ in seeds]
     for epoch in range(config.epochs):
         rate = optimizer.param_groups[0]["lr"] = learning_rate(epoch, config)
-        order = torch.randperm(count, generator=draw)
-        view = torch.randint(views, (count,), generator=draw)
-        sums: dict[str, float] = {}
-        for step, rows in enumerate(order.split(config.batch_size)):
+        orders = [torch.randperm(count, generator=draw) for draw in draws]
+        view = [torch.randint(views, (count,), generator=draw) for draw in draws]
+        sums: list[dict[str, float]] = [{} for _ in seeds]
+        for step in range(steps_per_epoch):
+            part = slice(step * config.batch_size, (step + 1) * config.batch_size)
             done = (epoch * steps_per_epoch + step) / last_step
-            terms = objective(Batch(image_features[rows, view[rows]], labels[rows], done))
+            batches = [
+                Batch(features[order[part], chosen[order[part]]], label[order[part]], done)
+                for features, label, order, chosen in zip(image_features, labels, orders, view, strict=True)
+            ]
+            terms = objective(batches)
             optimizer.zero_grad()
-            terms["loss"].backward()
+            (backward or _descend)(terms)
             optimizer.step()
-            for key, value in terms.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach()) * len(rows)
-        history.append({"epoch": epoch, "learning_rate": rate, **{k: v / count for k, v in sums.items()}})
+            for total, row, batch in zip(sums, terms, batches, strict=True):
+                for key, value in row.items():
+                    total[key] = total.get(key, 0.0) + float(value.detach()) * len(batch.labels)
+        for history, total in zip(histories, sums, strict=True):
+            means = {key: value / count for key, value in total.items()}
+            history.append({"epoch": epoch, "learning_rate": rate, **means})
         progress("train", epoch + 1, config.epochs)
-    return history
+    return histories
+
+
+def _optimizer(parameters: list[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def _descend(terms: Sequence[Terms]) -> None:
+    torch.stack([row["loss"] for row in terms]).sum().backward()

@@ -14,8 +14,8 @@ def test_untrained_prompts_are_zero_shot(fixture, request):
     encoder = request.getfixturevalue(fixture)
     prompts = PromptLearner(encoder, NAMES)
     expected = encoder.encode_texts([f"a photo of a {name}." for name in NAMES])
-    assert torch.allclose(prompts().detach(), expected, atol=1e-6)
-    assert prompts.context.shape == (4, encoder.token_width)
+    assert torch.allclose(prompts().detach()[0], expected, atol=1e-6)
+    assert prompts.context.shape == (1, 4, encoder.token_width)
 
 
 def test_context_is_shared_and_replaces_the_words():
@@ -24,16 +24,49 @@ def test_context_is_shared_and_replaces_the_words():
     start = encoder.begin_marks
     tokens = encoder.tokenize([f"a photo of a {name}." for name in NAMES])
     embeddings = encoder.token_embeddings(tokens.ids).clone()
-    length = prompts.context.shape[0]
+    length = prompts.context.shape[1]
     # Characters are tokens here, so the space in front of the name belongs to the name.
     assert length == len("a photo of a")
     replacement = torch.randn(length, encoder.token_width)
     embeddings[:, start : start + length] = replacement
-    assert torch.allclose(prompts(replacement), encoder.encode_embeddings(embeddings, tokens.mask))
+    assert torch.allclose(prompts(replacement[None])[0], encoder.encode_embeddings(embeddings, tokens.mask))
 
 
 def test_prompts_are_no_longer_than_the_longest(tiny_bert):
     prompts = PromptLearner(tiny_bert, NAMES)
     longest = tiny_bert.tokenize([f"a photo of a {name}." for name in NAMES]).ids.shape[1]
-    assert prompts._before.shape[1] + len(prompts.context) + prompts._after.shape[1] == longest
+    assert prompts._before.shape[1] + prompts.context.shape[1] + prompts._after.shape[1] == longest
     assert longest < tiny_bert.context_length
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_clip"])
+@pytest.mark.parametrize(
+    ("position", "pattern"),
+    [("end", "a photo of a {}."), ("middle", "a photo {} of a."), ("front", "{} a photo of a.")],
+)
+def test_class_name_stands_where_it_should(fixture, position, pattern, request):
+    """Each arrangement is the same tokens as the sentence written out in that order."""
+    encoder = request.getfixturevalue(fixture)
+    prompts = PromptLearner(encoder, NAMES, position=position)
+    expected = encoder.encode_texts([pattern.format(name) for name in NAMES])
+    assert torch.allclose(prompts().detach()[0], expected, atol=1e-5)
+
+
+def test_class_specific_context_is_a_context_a_class():
+    encoder = PlainEncoder()
+    prompts = PromptLearner(encoder, NAMES, class_specific=True, copies=2)
+    assert prompts.context.shape == (2, 3, len("a photo of a"), encoder.token_width)
+    with torch.no_grad():
+        before = prompts()
+        prompts.context[1, 2] += 1.0
+        moved = (prompts() - before).norm(dim=2) > 1e-3
+    assert moved.tolist() == [[False, False, False], [False, False, True]]
+
+
+def test_copies_are_prompts_of_their_own():
+    encoder = PlainEncoder()
+    one, three = PromptLearner(encoder, NAMES), PromptLearner(encoder, NAMES, copies=3)
+    contexts = torch.randn(3, *one.context.shape[1:], generator=torch.Generator().manual_seed(0))
+    together = three(contexts)
+    for row in range(3):
+        assert torch.allclose(together[row], one(contexts[row : row + 1])[0], atol=1e-6)

@@ -1,6 +1,21 @@
 """Metrics and protocols."""
 
 from vmfcoop.evaluation.metrics import classification_metrics
-from vmfcoop.evaluation.protocols import BaseToNovel, base_to_novel, draw_support, split_accuracy
+from vmfcoop.evaluation.protocols import (
+    base_to_novel,
+    cross_dataset,
+    draw_support,
+    few_shot,
+    harmonic_mean,
+    split_metrics,
+)
 
-__all__ = ["BaseToNovel", "base_to_novel", "classification_metrics", "draw_support", "split_accuracy"]
+__all__ = [
+    "base_to_novel",
+    "classification_metrics",
+    "cross_dataset",
+    "draw_support",
+    "few_shot",
+    "harmonic_mean",
+    "split_metrics",
+]

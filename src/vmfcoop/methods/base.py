@@ -71,13 +71,21 @@ class Fitted(ABC):
     def logits(self, image_features: Tensor) -> Tensor:
         """Unit image features ``(n, d)`` -> logits ``(n, C)``, float32."""
 
-    @abstractmethod
-    def for_classes(self, class_names: Sequence[str]) -> Fitted:
-        """The classifier of other classes, where the method generalises to new names.
+    def for_classes(
+        self, class_names: Sequence[str], descriptions: Sequence[Sequence[str]] | None = None
+    ) -> Fitted:
+        """The classifier of other classes, where the method generalises to new ones.
+
+        Args:
+            class_names: their names.
+            descriptions: texts about each, for methods that classify by them; without, filled templates.
 
         Raises:
             UserError: it does not.
         """
+        raise UserError(
+            "This classifier holds what it learned of its own classes only and cannot take new class names."
+        )
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -102,11 +110,39 @@ class EmbeddingClassifier(Fitted):
     def logits(self, image_features: Tensor) -> Tensor:
         return self.logit_scale * image_features @ self.class_embeddings.T
 
-    def for_classes(self, class_names: Sequence[str]) -> Fitted:
-        raise UserError("This classifier holds class embeddings only and cannot take new class names.")
+    def state(self) -> dict[str, Tensor]:
+        scale = torch.tensor(self.logit_scale, dtype=torch.float64)
+        return {"class_embeddings": self.class_embeddings, "logit_scale": scale}
+
+
+@dataclass
+class LinearClassifier(Fitted):
+    """Logits ``f W^T + b``.
+
+    Attributes:
+        class_names: C names.
+        weight: W, shape ``(C, d)``, float32.
+        bias: b, shape ``(C,)``, float32.
+        extra: further learned tensors, kept in the state.
+    """
+
+    class_names: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor
+    history: History = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        return image_features @ self.weight.T + self.bias
 
     def state(self) -> dict[str, Tensor]:
-        return {"class_embeddings": self.class_embeddings, "logit_scale": torch.tensor(self.logit_scale)}
+        return {"weight": self.weight, "bias": self.bias, **self.extra}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Tensor], class_names: Sequence[str]) -> LinearClassifier:
+        """The classifier that :meth:`state` was taken from."""
+        extra = {key: value for key, value in state.items() if key not in ("weight", "bias")}
+        return cls(tuple(class_names), state["weight"], state["bias"], extra=extra)
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -118,12 +154,15 @@ class Method(ABC, Generic[ConfigT]):
     Attributes:
         name: as ``--method`` takes it.
         title: a line for tables.
-        Config: its settings.
+        Config: its settings. A field ``epochs`` or ``iterations`` says that the method is trained in steps,
+            so that a budget can set it.
+        new_classes: whether what it fits classifies classes that it never saw (:meth:`Fitted.for_classes`).
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    new_classes: bool = False
 
     def __init__(self, config: ConfigT | None = None) -> None:
         self.config: ConfigT = config if config is not None else self.Config()  # type: ignore[assignment]
@@ -131,6 +170,26 @@ class Method(ABC, Generic[ConfigT]):
     @abstractmethod
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         """Adapt to a support set; the encoder is left as it was, bit for bit."""
+
+    def fit_seeds(
+        self,
+        supports: Sequence[Support],
+        seeds: Sequence[int],
+        encoder: DualEncoder,
+        progress: ProgressReport = no_progress,
+    ) -> list[Fitted]:
+        """Several fits that differ in support set and seed alone, one after the other.
+
+        Methods whose trainings can share the text tower's work override this; the results are the same.
+        """
+        configs = [self.config.model_copy(update={"seed": seed}) for seed in seeds]
+        return [
+            type(self)(config).fit(support, encoder, progress)
+            for config, support in zip(configs, supports, strict=True)
+        ]
+
+    def warm(self, encoder: DualEncoder) -> None:
+        """Compute, for the encoder's cache, what every fit on this encoder shares; by default nothing."""
 
     @abstractmethod
     def restore(

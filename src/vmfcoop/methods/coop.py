@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from vmfcoop.backbones.base import DualEncoder
-from vmfcoop.methods.base import Fitted, Method, Support
-from vmfcoop.methods.prompt import PromptLearner, fitted_prompts, restore_prompts
-from vmfcoop.progress import ProgressReport, no_progress
-from vmfcoop.training import Batch, TrainingConfig, optimise
+from vmfcoop.methods.base import Support
+from vmfcoop.methods.prompt import Position, PromptConfig, PromptLearner, PromptMethod, PromptTask
+from vmfcoop.training import Batch, Terms
 
 
-class CoOpConfig(TrainingConfig):
+class CoOpConfig(PromptConfig):
     """Settings of CoOp, as in the public BiomedCoOp comparison.
 
     Attributes:
-        context_init: words whose token embeddings start the context vectors.
+        class_specific: a context for every class (CSC) instead of one for all; no new classes then.
+        class_position: of the class name: at the ``end`` of the prompt, in the ``middle`` or at the
+            ``front`` of the context.
     """
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(0.002, gt=0)
-    context_init: str = "a photo of a"
+    class_specific: bool = False
+    class_position: Position = "end"
 
 
-class CoOp(Method[CoOpConfig]):
-    """CoOp (Zhou et al., IJCV 2022), shared context: minimise ``CE(y, softmax(s f . P))`` over it."""
+class CoOp(PromptMethod[CoOpConfig]):
+    """CoOp (Zhou et al., IJCV 2022): minimise ``CE(y, softmax(s f . P))`` over the context vectors."""
 
     name = "coop"
     title = "CoOp"
     Config = CoOpConfig
 
-    def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
-        prompts = PromptLearner(encoder, support.class_names, self.config.context_init)
+    def __init__(self, config: CoOpConfig | None = None) -> None:
+        super().__init__(config)
+        self.new_classes = not self.config.class_specific
 
-        def objective(batch: Batch) -> dict[str, Tensor]:
-            return {"loss": cross_entropy(encoder.logit_scale * batch.features @ prompts().T, batch.labels)}
+    def tasks(self, supports: Sequence[Support], encoder: DualEncoder) -> list[PromptTask]:
+        def losses(prompts: Tensor, batch: Batch) -> Terms:
+            return {"loss": cross_entropy(encoder.logit_scale * batch.features @ prompts.T, batch.labels)}
 
-        features, labels = support.image_features.to(encoder.device), support.labels.to(encoder.device)
-        history = optimise(objective, [prompts.context], features, labels, self.config, progress)
-        return fitted_prompts(prompts, support.class_names, self.config.context_init, encoder, history)
+        return [PromptTask(losses) for _ in supports]
 
-    def restore(
-        self, state: Mapping[str, Tensor], class_names: Sequence[str], encoder: DualEncoder
-    ) -> Fitted:
-        return restore_prompts(state, class_names, self.config.context_init, encoder)
+    def prompts(self, names: Sequence[str], encoder: DualEncoder, copies: int) -> PromptLearner:
+        config = self.config
+        return PromptLearner(
+            encoder, names, config.context_init, copies, config.class_position, config.class_specific
+        )
+
+    @property
+    def position(self) -> Position:
+        return self.config.class_position

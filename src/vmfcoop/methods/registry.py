@@ -7,11 +7,35 @@ from typing import Any
 
 from vmfcoop.errors import unknown_name
 from vmfcoop.methods.base import Method, make_config
+from vmfcoop.methods.biomedcoop import BiomedCoOp
+from vmfcoop.methods.clip_adapter import CLIPAdapter
+from vmfcoop.methods.cocoop import CoCoOp
 from vmfcoop.methods.coop import CoOp
+from vmfcoop.methods.kgcoop import KgCoOp
+from vmfcoop.methods.prograd import ProGrad
+from vmfcoop.methods.prolip import ProLIP
+from vmfcoop.methods.tip_adapter import TipAdapter
+from vmfcoop.methods.tip_adapter_f import TipAdapterF
 from vmfcoop.methods.vmfcoop import VMFCoOp
 from vmfcoop.methods.zero_shot import ZeroShot
+from vmfcoop.methods.zero_shot_ensemble import ZeroShotEnsemble
 
-METHODS: dict[str, type[Method[Any]]] = {method.name: method for method in (ZeroShot, CoOp, VMFCoOp)}
+_ORDER: tuple[type[Method[Any]], ...] = (
+    ZeroShot,
+    ZeroShotEnsemble,
+    CoOp,
+    CoCoOp,
+    KgCoOp,
+    ProGrad,
+    BiomedCoOp,
+    CLIPAdapter,
+    TipAdapter,
+    TipAdapterF,
+    ProLIP,
+    VMFCoOp,
+)
+METHODS: dict[str, type[Method[Any]]] = {method.name: method for method in _ORDER}
+"""In the order of tables."""
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,18 +13,16 @@ from torch.nn.functional import cross_entropy, normalize
 
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.errors import UserError
-from vmfcoop.methods.base import Fitted, Method, Support
-from vmfcoop.methods.prompt import PromptLearner, fitted_prompts, restore_prompts
-from vmfcoop.progress import ProgressReport, no_progress
+from vmfcoop.methods.base import Support
+from vmfcoop.methods.prompt import PromptConfig, PromptMethod, PromptTask
 from vmfcoop.sphere import SemanticAnchors, semantic_anchors
-from vmfcoop.training import Batch, TrainingConfig, optimise
+from vmfcoop.training import Batch, Terms
 
 
-class VMFCoOpConfig(TrainingConfig):
+class VMFCoOpConfig(PromptConfig):
     """Settings of vMFCoOp. Where the paper is silent the field says so: the choice is our reading.
 
     Attributes:
-        context_init: words whose token embeddings start the context vectors (paper).
         estimator: of the concentrations: ``newton`` (exact MLE), ``banerjee`` (the paper's closed form) or
             ``debiased`` (removes the resultant length that chance alone gives).
         vocabulary: which embeddings carry the CLIP field: ``encoded`` (each entry through the text tower;
@@ -45,7 +43,6 @@ class VMFCoOpConfig(TrainingConfig):
         contrastive_anchors: anchors in L_sc: ``static`` u_i (our reading) or ``dynamic``.
     """
 
-    context_init: str = "a photo of a"
     estimator: Literal["newton", "banerjee", "debiased"] = "newton"
     vocabulary: Literal["encoded", "token"] = "encoded"
     vocabulary_sample: int | None = Field(None, ge=2)
@@ -117,19 +114,27 @@ def unified_anchors(support: Support, encoder: DualEncoder, config: VMFCoOpConfi
     Raises:
         UserError: ``vocabulary="token"`` where the token embeddings have another width than d.
     """
-    if config.vocabulary == "encoded":
-        entries = encoder.encode_vocabulary(config.vocabulary_sample)
-    elif encoder.token_width == encoder.dim:
-        tokens = encoder.vocabulary_tokens()
-        ids = tokens.ids[:, encoder.begin_marks : encoder.begin_marks + 1]
-        entries = normalize(encoder.token_embeddings(ids)[:, 0].detach().float().cpu(), dim=1)
-    else:
-        raise UserError(
-            f"vocabulary=token needs token embeddings of width {encoder.dim}, those of '{encoder.name}' have "
-            f"{encoder.token_width}; use vocabulary=encoded."
-        )
+    entries = vocabulary_embeddings(encoder, config)
     descriptions = [encoder.encode_texts(list(texts)) for texts in support.descriptions]
     return semantic_anchors(entries, descriptions, estimator=config.estimator)
+
+
+def vocabulary_embeddings(encoder: DualEncoder, config: VMFCoOpConfig) -> Tensor:
+    """The unit embeddings that carry the CLIP field, shape ``(V, d)``, CPU.
+
+    Raises:
+        UserError: ``vocabulary="token"`` where the token embeddings have another width than d.
+    """
+    if config.vocabulary == "encoded":
+        return encoder.encode_vocabulary(config.vocabulary_sample)
+    if encoder.token_width == encoder.dim:
+        tokens = encoder.vocabulary_tokens()
+        ids = tokens.ids[:, encoder.begin_marks : encoder.begin_marks + 1]
+        return normalize(encoder.token_embeddings(ids)[:, 0].detach().float().cpu(), dim=1)
+    raise UserError(
+        f"vocabulary=token needs token embeddings of width {encoder.dim}, those of '{encoder.name}' have "
+        f"{encoder.token_width}; use vocabulary=encoded."
+    )
 
 
 def _summary(fields: SemanticAnchors) -> dict[str, Tensor]:
@@ -141,7 +146,7 @@ def _summary(fields: SemanticAnchors) -> dict[str, Tensor]:
     }
 
 
-class VMFCoOp(Method[VMFCoOpConfig]):
+class VMFCoOp(PromptMethod[VMFCoOpConfig]):
     """vMFCoOp (AAAI 2026): ``L = lambda_anc L_anc + lambda_sc L_sc + L_SCE`` over the shared context vectors.
 
     ``L_SCE = CE(y, q) + w RCE`` with ``q = softmax(s f . P)``; L_anc pulls every prompt to its dynamic anchor
@@ -152,29 +157,30 @@ class VMFCoOp(Method[VMFCoOpConfig]):
     title = "vMFCoOp"
     Config = VMFCoOpConfig
 
-    def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
-        config, device = self.config, encoder.device
-        prompts = PromptLearner(encoder, support.class_names, config.context_init)
-        fields = unified_anchors(support, encoder, config)
-        anchors = fields.anchors.float().to(device)
-        offsets = nn.Parameter(torch.zeros_like(anchors), requires_grad=config.dynamic_anchors)
-        scale = nn.Parameter(
-            torch.tensor(config.alpha_start, device=device), requires_grad=config.dynamic_anchors
-        )
+    def warm(self, encoder: DualEncoder) -> None:
+        vocabulary_embeddings(encoder, self.config)
 
-        def objective(batch: Batch) -> dict[str, Tensor]:
+    def tasks(self, supports: Sequence[Support], encoder: DualEncoder) -> list[PromptTask]:
+        fields = unified_anchors(supports[0], encoder, self.config)
+        return [self._task(fields, support.shots, encoder) for support in supports]
+
+    def _task(self, fields: SemanticAnchors, shots: int, encoder: DualEncoder) -> PromptTask:
+        learned = self.config.dynamic_anchors
+        anchors = fields.anchors.float().to(encoder.device)
+        offsets = nn.Parameter(torch.zeros_like(anchors), requires_grad=learned)
+        start = torch.tensor(self.config.alpha_start, device=encoder.device)
+        scale = nn.Parameter(start, requires_grad=learned)
+
+        def losses(prompts: Tensor, batch: Batch) -> Terms:
             dynamic = normalize(anchors + scale * offsets, dim=1)
-            return self.losses(prompts(), anchors, dynamic, batch, encoder.logit_scale, support.shots)
+            return self.losses(prompts, anchors, dynamic, batch, encoder.logit_scale, shots)
 
-        features, labels = support.image_features.to(device), support.labels.to(device)
-        learned = [prompts.context, offsets, scale] if config.dynamic_anchors else [prompts.context]
-        history = optimise(objective, learned, features, labels, config, progress)
         extra = {"anchors": anchors, "anchor_offsets": offsets, "anchor_scale": scale, **_summary(fields)}
-        return fitted_prompts(prompts, support.class_names, config.context_init, encoder, history, extra)
+        return PromptTask(losses, [offsets, scale] if learned else [], extra)
 
     def losses(
         self, prompts: Tensor, anchors: Tensor, dynamic: Tensor, batch: Batch, logit_scale: float, shots: int
-    ) -> dict[str, Tensor]:
+    ) -> Terms:
         """Every term and the total.
 
         Args:
@@ -204,8 +210,3 @@ class VMFCoOp(Method[VMFCoOpConfig]):
             terms["sc"] = spherical_contrastive_loss(prompts, targets, temperature)
             total = total + share * config.lambda_sc * terms["sc"]
         return {"loss": total, **terms}
-
-    def restore(
-        self, state: Mapping[str, Tensor], class_names: Sequence[str], encoder: DualEncoder
-    ) -> Fitted:
-        return restore_prompts(state, class_names, self.config.context_init, encoder)
