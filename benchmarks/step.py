@@ -72,7 +72,7 @@ class OurStep:
         batch = Batch(self.features[number % len(self.features)], labels, 0.5)
         dynamic = normalize(self.anchors + self.scale * self.offsets, dim=1)
         terms = self.method.losses(
-            self.prompts(), self.anchors, dynamic, batch, self.encoder.logit_scale, BATCH
+            self.prompts()[0], self.anchors, dynamic, batch, self.encoder.logit_scale, BATCH
         )
         self.optimizer.zero_grad()
         terms["loss"].backward()
