@@ -116,9 +116,23 @@ def test_alpha_is_the_best_of_the_grid():
     assert float(fitted.extra["alpha"]) == max(scores, key=scores.get)
 
 
-def test_no_validation_shots_leave_the_default():
+@pytest.mark.parametrize(("shots", "alpha"), [(1, 1.0), (4, 35 / 16), (16, 143 / 16)])
+def test_no_validation_shots_leave_the_default(shots, alpha):
+    """9, 36 and 144 samples in 16 dimensions."""
     encoder = PlainEncoder()
-    assert float(GDA().fit(support(encoder), encoder).extra["alpha"]) == 1.0
+    assert float(GDA().fit(support(encoder, shots), encoder).extra["alpha"]) == pytest.approx(alpha)
+
+
+def test_default_alpha_gives_many_samples_the_precision_of_their_gaussians():
+    encoder = PlainEncoder()
+    data = support(encoder, shots=2000, views=1)
+    fitted = GDA().fit(data, encoder)
+    f, y = data.image_features[:, 0].double().numpy(), data.labels.numpy()
+    means = np.stack([f[y == k].mean(axis=0) for k in range(3)])
+    t = encoder.encode_texts([f"a photo of a {name}." for name in NAMES]).double().numpy()
+    gaussians = fitted.weight.double().numpy() - 20.0 * t
+    expected = np.linalg.solve(np.cov((f - means[y]).T), means.T).T
+    assert np.allclose(gaussians, expected, atol=0.01 * np.abs(expected).max())
 
 
 def test_restored_and_new_names():

@@ -11,7 +11,8 @@ from tests.plain_encoder import PlainEncoder, clusters
 from vmfcoop.errors import UserError
 from vmfcoop.methods import Support
 from vmfcoop.methods.base import make_config
-from vmfcoop.methods.linear_probe import LinearProbe, LinearProbeConfig, validation_score
+from vmfcoop.methods.linear import validation_score
+from vmfcoop.methods.linear_probe import LinearProbe, LinearProbeConfig
 
 
 def support(classes=3, shots=4, views=1, validation=0, noise=0.25, seed=0):
@@ -52,7 +53,9 @@ def centred(logits):
 @pytest.mark.parametrize("augmented", [False, True])
 def test_three_classes_are_at_the_optimum(c, augmented):
     data, encoder = support(views=3)
-    fitted = LinearProbe(LinearProbeConfig(default_c=c, augmented=augmented)).fit(data, encoder)
+    fitted = LinearProbe(LinearProbeConfig(default_c=c, augmented=augmented, tolerance=1e-9)).fit(
+        data, encoder
+    )
     views = data.image_features if augmented else data.image_features[:, :1]
     rows = views.flatten(0, 1).double().numpy()
     labels = data.labels.numpy().repeat(views.shape[1])
@@ -66,7 +69,7 @@ def test_three_classes_are_at_the_optimum(c, augmented):
 
 def test_two_classes_have_two_opposite_rows_and_the_probabilities_of_one_vector():
     data, encoder = support(classes=2)
-    fitted = LinearProbe(LinearProbeConfig(default_c=3.0)).fit(data, encoder)
+    fitted = LinearProbe(LinearProbeConfig(default_c=3.0, tolerance=1e-9)).fit(data, encoder)
     rows, signs = data.image_features[:, 0].double().numpy(), 2.0 * data.labels.numpy() - 1
     vector, bias = np.zeros(6), 0.0
     for _ in range(4000):  # gradient descent on 1/2 |w|^2 + C sum log(1 + exp(-y (w.f + b)))

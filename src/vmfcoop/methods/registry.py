@@ -8,10 +8,14 @@ from typing import Any
 from vmfcoop.errors import unknown_name
 from vmfcoop.methods.base import Method, make_config
 from vmfcoop.methods.biomedcoop import BiomedCoOp
+from vmfcoop.methods.clap import CLAP
 from vmfcoop.methods.clip_adapter import CLIPAdapter
 from vmfcoop.methods.cocoop import CoCoOp
 from vmfcoop.methods.coop import CoOp
+from vmfcoop.methods.gda import GDA
 from vmfcoop.methods.kgcoop import KgCoOp
+from vmfcoop.methods.linear_probe import LinearProbe
+from vmfcoop.methods.lp_plus_plus import LPPlusPlus
 from vmfcoop.methods.prograd import ProGrad
 from vmfcoop.methods.prolip import ProLIP
 from vmfcoop.methods.tip_adapter import TipAdapter
@@ -31,6 +35,10 @@ _ORDER: tuple[type[Method[Any]], ...] = (
     CLIPAdapter,
     TipAdapter,
     TipAdapterF,
+    LinearProbe,
+    LPPlusPlus,
+    GDA,
+    CLAP,
     ProLIP,
     VMFCoOp,
 )
