@@ -9,11 +9,19 @@ import torch
 MODULES = (
     "errors",
     "backbones.base",
+    "benchmark.published",
     "evaluation.metrics",
     "evaluation.protocols",
+    "evaluation.statistics",
     "features",
+    "methods.biomedcoop",
+    "methods.clap",
+    "methods.kgcoop",
+    "methods.linear",
+    "methods.prograd",
     "methods.registry",
     "methods.vmfcoop",
+    "reporting.figures",
     "training",
 )
 

@@ -22,7 +22,7 @@ from vmfcoop.errors import UserError
 if TYPE_CHECKING:
     from vmfcoop.progress import ProgressReport
 
-USER_ERROR = 2
+SOME_FAILED, USER_ERROR = 1, 2
 SHEET_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 out = Console()
 err = Console(stderr=True)
@@ -57,6 +57,13 @@ backbones_app = typer.Typer(help="Look at CLIP models.", no_args_is_help=True)
 app.add_typer(backbones_app, name="backbones")
 data_app = typer.Typer(help="Look at datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+class Engine(StrEnum):
+    """What runs the jobs of a benchmark."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Format(StrEnum):
@@ -137,7 +144,10 @@ def fit(
         ),
     ],
     backbone: Backbone = "biomedclip",
-    method: Annotated[str, typer.Option(help="vmfcoop, coop or zero-shot.")] = "vmfcoop",
+    method: Annotated[
+        str,
+        typer.Option(help="vmfcoop, biomedcoop, coop, tip-adapter, ...; a wrong name lists the near ones."),
+    ] = "vmfcoop",
     shots: Annotated[int, typer.Option(help="Support images a class (K).", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of the support set and of training.", min=0)] = 1,
     descriptions: Annotated[
@@ -267,6 +277,90 @@ def predict(
         print(predictions.csv(), end="")
     elif not to:
         out.print(predictions_table(predictions.rows(), predictions.class_names))
+
+
+@app.command()
+def benchmark(
+    recipe: Annotated[Path, typer.Argument(help="YAML: datasets, backbones, methods, shots, seeds, ...")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Benchmark folder, new or begun; default runs/NAME.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="Processes here, or Ray tasks (extra: ray).")] = Engine.local,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without, Ray is started here.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes; default as cores and memory allow.", min=1)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the grid and its cost; run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run every method, dataset, K and seed of a recipe under one protocol; go on where a run stopped.
+
+    Exit code 1 says that some jobs failed; the others are kept.
+
+    Example: [bold]vmfcoop benchmark recipes/phantom.yaml --out runs/phantom[/]
+    """
+    from vmfcoop.benchmark.engine import describe, plan, run_benchmark
+    from vmfcoop.benchmark.recipe import load_recipe
+    from vmfcoop.reporting.terminal import plan_table
+
+    the_recipe = load_recipe(recipe)
+    place = folder or Path("runs") / the_recipe.name
+    if dry_run:
+        with _progress() as progress:
+            overview = describe(plan(the_recipe, progress=progress), place, jobs)
+        if as_json:
+            print(json.dumps(overview))
+        else:
+            out.print(plan_table(overview))
+        return
+    with _progress() as progress:
+        outcome = run_benchmark(
+            the_recipe, place, engine.value, jobs=jobs, ray_address=ray_address, progress=progress
+        )
+    for failure in outcome.failed:
+        err.print(f"[bold red]Failed:[/] {_escape(failure.job)}: {_escape(failure.message)}", soft_wrap=True)
+    summary = {"done": outcome.done, "reused": outcome.reused, "failed": len(outcome.failed)}
+    if as_json:
+        print(json.dumps({"benchmark": str(place), **summary, "seconds": round(outcome.seconds, 1)}))
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in summary.items())
+        out.print(f"Jobs: {counts}; {outcome.seconds:.0f} s.", highlight=False)
+        out.print(f"Next: vmfcoop report {place}", highlight=False, soft_wrap=True)
+    if outcome.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def report(
+    bench: Annotated[Path, typer.Argument(help="A folder that benchmark wrote.", show_default=False)],
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to; default BENCH/report.")] = None,
+    reference: Annotated[
+        str, typer.Option(help="Title of the method that others are tested against.")
+    ] = "vMFCoOp",
+    as_json: Json = False,
+) -> None:
+    """Write a benchmark's tables (Markdown, LaTeX, CSV) and one HTML page with curves, ranks and settings.
+
+    Example: [bold]vmfcoop report runs/phantom[/]
+    """
+    from vmfcoop.benchmark.results import read_bench
+    from vmfcoop.reporting.html import write_report
+
+    found = read_bench(bench)
+    failures = [f"{failure.job}: {failure.message}" for failure in found.failures]
+    place = folder or bench / "report"
+    files = write_report(found.cells, found.settings(), place, found.missing_sentences(), failures, reference)
+    if as_json:
+        print(json.dumps({kind: str(path) for kind, path in files.items()}))
+        return
+    for path in files.values():
+        out.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+    if found.missing:
+        out.print(f"{len(found.missing)} cells have no result yet; the report names them.")
 
 
 @backbones_app.command("show")

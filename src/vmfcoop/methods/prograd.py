@@ -15,7 +15,6 @@ from vmfcoop.methods.prompt import PromptConfig, PromptLearner, PromptMethod, Pr
 from vmfcoop.methods.zero_shot import name_embeddings
 from vmfcoop.training import Batch, Terms
 
-
 ROUNDING = 1e-5
 
 

@@ -106,6 +106,24 @@ def prediction_card(
     return Group(*([picture(image)] if image else []), lines)
 
 
+def plan_table(overview: Mapping[str, Any]) -> Group:
+    """What a benchmark's recipe asks for and what it would cost (see ``benchmark.engine.describe``)."""
+    table = Table(show_header=False, box=None, title=f"Benchmark {overview['name']}", title_justify="left")
+    for key in ("backbones", "data", "methods", "shots", "seeds", "protocols", "budgets"):
+        table.add_row(key, f"{len(overview[key])}", ", ".join(map(str, overview[key])))
+    jobs, steps = f"{overview['jobs']:,}", f"{overview['steps']:,}"
+    table.add_row("cells", f"{overview['cells']:,}", "of the tables")
+    table.add_row("jobs", jobs, f"different fits; {overview['done']:,} are there already")
+    table.add_row("steps", steps, f"of optimisation; {overview['steps_left']:,} are left")
+    rough = " (rough: nothing was measured yet)" if overview["rough"] else ""
+    table.add_row(
+        "time left",
+        f"{overview['seconds_left'] / 60:.0f} min",
+        f"on {overview['processes']} processes, without encoding images{rough}",
+    )
+    return Group(table, *(f"Note: {note}" for note in overview["notes"]))
+
+
 NEXT_STEPS = """\
 Next, your own images (a folder a class) with BiomedCLIP:
 
