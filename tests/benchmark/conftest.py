@@ -106,6 +106,19 @@ class BenchProcess:
         assert pid != self.process.pid
         os.kill(pid, signal.SIGKILL)
 
+    def interrupt(self, timeout: float = 60) -> str:
+        """Ctrl-C: what its standard error says, once every process of the group is gone."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        _, stderr = self.process.communicate(timeout=timeout)
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            try:
+                os.killpg(self.process.pid, 0)
+            except ProcessLookupError:
+                return stderr
+            time.sleep(0.05)
+        raise AssertionError("a process lives on")
+
     def counts(self) -> tuple[int, int, int]:
         """Jobs done, reused and failed, when it has ended."""
         stdout, stderr = self.process.communicate(timeout=120)

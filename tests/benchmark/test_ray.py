@@ -26,6 +26,17 @@ def test_same_table_though_a_worker_is_killed(make_recipe, bench_process, tmp_pa
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_ray(make_recipe, bench_process, tmp_path):
+    pytest.importorskip("ray")
+    recipe = make_recipe(methods=[{"name": "coop", "settings": {"epochs": 5000}}])
+    process = bench_process(recipe, tmp_path / "bench", engine="ray", jobs=2)
+    process.wait_for("claims/*", count=2)
+    said = process.interrupt()
+    assert "interrupted" in said and "Traceback" not in said
+    assert not list((tmp_path / "bench" / "claims").iterdir())
+
+
+@pytest.mark.slow
 def test_says_where_no_cluster_is(make_recipe, tmp_path):
     pytest.importorskip("ray")
     with pytest.raises(UserError, match="no Ray at '127.0.0.1:1'"):
