@@ -18,13 +18,11 @@ from vmfcoop.benchmark.tables import (
     Row,
     Table,
     benchmark_tables,
-    cells_csv,
-    latex,
-    markdown,
 )
 from vmfcoop.errors import UserError
 from vmfcoop.reporting.figures import spread_apart
 from vmfcoop.reporting.html import render_benchmark, write_report
+from vmfcoop.reporting.texts import cells_csv, latex, markdown
 
 METHODS = ("zero-shot", "CoOp", "vMFCoOp", "linear probe")
 DATASETS = {"brains": 4, "breasts": 3}

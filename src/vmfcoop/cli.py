@@ -303,7 +303,8 @@ def benchmark(
 
     Example: [bold]vmfcoop benchmark recipes/phantom.yaml --out runs/phantom[/]
     """
-    from vmfcoop.benchmark.engine import describe, plan, run_benchmark
+    from vmfcoop.benchmark.engine import run_benchmark
+    from vmfcoop.benchmark.plan import describe, plan
     from vmfcoop.benchmark.recipe import load_recipe
     from vmfcoop.reporting.terminal import plan_table
 

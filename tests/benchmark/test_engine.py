@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from vmfcoop.backbones import load_backbone
-from vmfcoop.benchmark import engine
-from vmfcoop.benchmark.engine import Died, ProcessPool, describe, plan, run_benchmark
+from vmfcoop.benchmark import engine, processes
+from vmfcoop.benchmark.engine import run_benchmark
+from vmfcoop.benchmark.plan import describe, plan
+from vmfcoop.benchmark.processes import Died, ProcessPool
 from vmfcoop.benchmark.results import BenchFolder, read_bench
 from vmfcoop.data import load_dataset
 from vmfcoop.descriptions.bank import template_bank
@@ -229,9 +231,9 @@ def test_pool_ends_its_processes_at_once_on_an_error():
 def test_memory_is_known_here():
     if not Path("/proc/meminfo").exists():
         pytest.skip("no /proc")
-    free = engine.available_memory()
+    free = processes.available_memory()
     assert free is not None and 0 < free < 2**50
-    assert 1 <= engine._default_processes("cpu") <= engine.cores()
+    assert 1 <= processes.default_processes("cpu") <= processes.cores()
 
 
 def test_a_run_reports_what_another_computed_meanwhile(make_recipe, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from vmfcoop.benchmark.engine import Estimate, describe, plan, tasks_of
+from vmfcoop.benchmark.plan import Estimate, describe, plan, tasks_of
 from vmfcoop.benchmark.recipe import ABLATION, MethodEntry
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation.protocols import on_budget

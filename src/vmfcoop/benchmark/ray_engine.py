@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vmfcoop.backbones.registry import resolve_device
-from vmfcoop.benchmark.engine import Died, Execute, Report, Task, start_worker, work
+from vmfcoop.benchmark.engine import Execute, Report, start_worker, work
+from vmfcoop.benchmark.plan import Task
+from vmfcoop.benchmark.processes import Died
 from vmfcoop.benchmark.recipe import Recipe
 from vmfcoop.errors import UserError
 

@@ -89,7 +89,7 @@ class Fitted(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """What was learned and what is needed to classify, as named CPU tensors (kilobytes)."""
+        """What was learned and what is needed to classify, as named CPU tensors, small beside the towers."""
 
 
 @dataclass

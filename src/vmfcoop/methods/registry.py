@@ -20,6 +20,8 @@ from vmfcoop.methods.prograd import ProGrad
 from vmfcoop.methods.prolip import ProLIP
 from vmfcoop.methods.tip_adapter import TipAdapter
 from vmfcoop.methods.tip_adapter_f import TipAdapterF
+from vmfcoop.methods.vmf_posterior import VMFPosterior
+from vmfcoop.methods.vmf_posterior_plus import VMFCoOpPlus
 from vmfcoop.methods.vmfcoop import VMFCoOp
 from vmfcoop.methods.zero_shot import ZeroShot
 from vmfcoop.methods.zero_shot_ensemble import ZeroShotEnsemble
@@ -41,6 +43,8 @@ _ORDER: tuple[type[Method[Any]], ...] = (
     CLAP,
     ProLIP,
     VMFCoOp,
+    VMFPosterior,
+    VMFCoOpPlus,
 )
 METHODS: dict[str, type[Method[Any]]] = {method.name: method for method in _ORDER}
 """In the order of tables."""

@@ -17,11 +17,8 @@ from vmfcoop.benchmark.tables import (
     TOPICS,
     Table,
     benchmark_tables,
-    cells_csv,
     datasets_of,
     group_cells,
-    latex,
-    markdown,
     methods_of,
     shots_of,
     unique,
@@ -34,6 +31,7 @@ from vmfcoop.reporting.figures import (
     critical_difference_diagram,
     leading,
 )
+from vmfcoop.reporting.texts import cells_csv, latex, markdown
 
 LATEX_HEAD = "% Needs \\usepackage{booktabs}.\n\n"
 
