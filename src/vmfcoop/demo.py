@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from vmfcoop.backbones import load_backbone
+from vmfcoop.benchmark.engine import run_benchmark
+from vmfcoop.benchmark.recipe import DataEntry, MethodEntry, Recipe
+from vmfcoop.benchmark.results import Cell, read_bench
 from vmfcoop.data import Dataset
 from vmfcoop.data.phantoms import PHANTOMS
-from vmfcoop.errors import unknown_name
-from vmfcoop.evaluation import base_to_novel, draw_support, few_shot, harmonic_mean
-from vmfcoop.features import CachedEncoder
-from vmfcoop.memory import keep_freed_memory
-from vmfcoop.methods import make_method
-from vmfcoop.pipeline import FitRequest, draw_phantoms, predict_images, run_fit
+from vmfcoop.errors import UserError, unknown_name
+from vmfcoop.evaluation import harmonic_mean
+from vmfcoop.pipeline import FitRequest, predict_images, run_fit
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.run import Run, refuse_existing
 
-ZERO_SHOT, DESCRIPTIONS, COOP, VMFCOOP = (
-    "zero-shot, class name",
-    "zero-shot, descriptions",
-    "CoOp",
-    "vMFCoOp",
-)
-DEMO_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    ZERO_SHOT: ("zero-shot", {}),
-    DESCRIPTIONS: ("zero-shot-ensemble", {}),
-    COOP: ("coop", {}),
-    VMFCOOP: ("vmfcoop", {}),
+DEMO_METHODS: dict[str, str] = {
+    "zero-shot, class name": "zero-shot",
+    "zero-shot, descriptions": "zero-shot-ensemble",
+    "CoOp": "coop",
+    "vMFCoOp": "vmfcoop",
+    "vMF posterior": "vmf-posterior",
 }
-"""Method and settings by the name in the table."""
+"""Methods by their name in the table."""
 SHOTS, SEEDS = (1, 4, 16), (1, 2, 3)
-MAX_PROCESSES = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +38,7 @@ class BaseToNovel:
 
     Attributes:
         base: on test images of the base classes, which the support set holds.
-        novel: on test images of the others, by their names alone.
+        novel: on test images of the others, by their names (and descriptions).
     """
 
     base: float
@@ -71,7 +58,8 @@ class Demo:
         data: key of the phantom dataset.
         shots: the numbers of support images a class.
         accuracy: by method, then for every K the test accuracy of every seed.
-        generalisation: by method, the base-to-novel accuracies of every seed, at the most shots.
+        generalisation: by method, the base-to-novel accuracies of every seed, at the most shots; empty for
+            datasets of fewer than four classes.
         run: run directory of vMFCoOp at the most shots and the first seed.
         examples: of three test images, file, truth and class probabilities by that run.
     """
@@ -102,7 +90,8 @@ class Demo:
 def run_demo(data: str, out: Path, overwrite: bool = False, progress: ProgressReport = no_progress) -> Demo:
     """Methods at every K and seed on a phantom dataset, base to novel, a run directory, three predictions.
 
-    Fits run in processes of their own: a script that calls this does so below ``if __name__ == "__main__"``.
+    It is a small benchmark and a fit: jobs run in processes of their own, so a script that calls this does so
+    below ``if __name__ == "__main__"``.
 
     Args:
         data: key of a phantom dataset.
@@ -116,110 +105,49 @@ def run_demo(data: str, out: Path, overwrite: bool = False, progress: ProgressRe
     if data not in PHANTOMS:
         raise unknown_name("phantom dataset", data, PHANTOMS)
     refuse_existing(out, overwrite)
-    draw_phantoms(data, progress)
-    table = _Bench(data, progress).warm()
-    the_run = (VMFCOOP, max(SHOTS), SEEDS[0])
-    jobs = sorted({*_cells(), *_pairs()} - {the_run}, key=_longest_first)
-    with _workers(data) as pool:
-        with _deaf_to_interrupts():
-            waiting = {pool.submit(_work, job): job for job in jobs}
-        request = FitRequest(data, backbone="phantom", shots=max(SHOTS), seed=SEEDS[0], device="cpu")
-        run = run_fit(request, out, overwrite, ["vmfcoop", "demo", "--data", data])
-        found: dict[Job, Any] = {the_run: run.metrics["accuracy"]}
-        for done in as_completed(waiting):
-            found[waiting[done]] = done.result()
-            progress("fit and test", len(found), len(jobs) + 1)
-    accuracy = {title: [[found[title, k, s] for s in SEEDS] for k in SHOTS] for title in DEMO_METHODS}
-    generalisation = {title: [found[title, None, s] for s in SEEDS] for title, _, _ in _pairs()}
-    return Demo(data, SHOTS, accuracy, generalisation, run, _examples(run, table))
+    cells = _benchmark(data, progress)
+    request = FitRequest(data, backbone="phantom", shots=max(SHOTS), seed=SEEDS[0], device="cpu")
+    run = run_fit(request, out, overwrite, ["vmfcoop", "demo", "--data", data])
+    accuracy = {
+        title: [[_accuracy(cell, "test") for cell in _of(cells, "few-shot", title, k)] for k in SHOTS]
+        for title in DEMO_METHODS
+    }
+    pairs = {title: _of(cells, "base-to-novel", title, max(SHOTS)) for title in DEMO_METHODS}
+    generalisation = {
+        title: [BaseToNovel(_accuracy(cell, "base"), _accuracy(cell, "novel")) for cell in found]
+        for title, found in pairs.items()
+        if found
+    }
+    return Demo(data, SHOTS, accuracy, generalisation, run, _examples(run, request.dataset()))
 
 
-Job = tuple[str, int | None, int]
-"""Method by its title, K or None for base to novel, seed."""
+def _benchmark(data: str, progress: ProgressReport) -> Sequence[Cell]:
+    """Every method, K and seed, each method with its own number of steps."""
+    recipe = Recipe(
+        name="demo",
+        backbones=["phantom"],
+        data=[DataEntry(spec=data)],
+        methods=[MethodEntry(name=name, title=title) for title, name in DEMO_METHODS.items()],
+        shots=list(SHOTS),
+        seeds=list(SEEDS),
+        protocols=["few-shot", "base-to-novel"],
+        budgets=["paper"],
+        base_to_novel_shots=max(SHOTS),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run_benchmark(recipe, folder, progress=progress)
+        if outcome.failed:
+            raise UserError(f"{outcome.failed[0].job}: {outcome.failed[0].message}")
+        return read_bench(folder).cells
 
 
-def _cells() -> list[Job]:
-    """The jobs of the few-shot table."""
-    return [(title, k, seed) for title in DEMO_METHODS for k in SHOTS for seed in SEEDS]
+def _of(cells: Sequence[Cell], protocol: str, method: str, shots: int) -> list[Cell]:
+    found = [cell for cell in cells if (cell.protocol, cell.method, cell.shots) == (protocol, method, shots)]
+    return sorted(found, key=lambda cell: cell.seed)
 
 
-def _pairs() -> list[Job]:
-    """Those of base to novel; not of descriptions, since novel classes are known by their names alone."""
-    return [(title, None, seed) for title in DEMO_METHODS if title != DESCRIPTIONS for seed in SEEDS]
-
-
-def _longest_first(job: Job) -> tuple[bool, int, str, int]:
-    """A sort key: long fits begin before short ones, so that no process waits long for the last."""
-    title, shots, seed = job
-    return title != VMFCOOP, -(shots or max(SHOTS)), title, seed
-
-
-@contextmanager
-def _workers(data: str) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each, as this one is meanwhile; an error or Ctrl-C drops the jobs that wait."""
-    threads = torch.get_num_threads()
-    processes = min(MAX_PROCESSES, os.cpu_count() or 1)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (data,))
-    torch.set_num_threads(1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started inside never hear Ctrl-C: it is this one's to say so, once."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Bench:
-    """The backbone, the images and the descriptions, once a process."""
-
-    def __init__(self, data: str, progress: ProgressReport = no_progress) -> None:
-        keep_freed_memory()
-        request = FitRequest(data, backbone="phantom")
-        bank = request.bank()
-        assert bank is not None
-        self.table, self.bank = request.dataset(), bank
-        self.encoder = CachedEncoder(load_backbone("phantom", "cpu"), progress=progress)
-
-    def warm(self) -> Dataset:
-        """Compute once what every process would else compute for itself; return the table of images."""
-        for k, seed in itertools.product(SHOTS, SEEDS):
-            draw_support(self.encoder, self.table, self.bank, k, seed)
-        self.encoder.encode_image_files(self.table.subset("test").paths)
-        self.encoder.encode_vocabulary()
-        return self.table
-
-    def job(self, title: str, shots: int | None, seed: int) -> float | BaseToNovel:
-        """Test accuracy of one fit, or its base-to-novel accuracies."""
-        name, settings = DEMO_METHODS[title]
-        method = make_method(name, {"seed": seed, **settings})
-        if shots is None:
-            result = base_to_novel(self.encoder, self.table, self.bank, method, [seed], max(SHOTS))[0]
-            return BaseToNovel(result["base"]["accuracy"], result["novel"]["accuracy"])
-        result = few_shot(self.encoder, self.table, self.bank, method, shots, [seed])[0]
-        return float(result["test"]["accuracy"])
-
-
-_bench: _Bench
-
-
-def _start(data: str) -> None:
-    """Make a process ready: one thread, since these matrices are small and there are more processes."""
-    global _bench
-    torch.set_num_threads(1)
-    _bench = _Bench(data)
-
-
-def _work(job: Job) -> float | BaseToNovel:
-    return _bench.job(*job)
+def _accuracy(cell: Cell, part: str) -> float:
+    return float(cell.result[part]["accuracy"])
 
 
 def _examples(run: Run, table: Dataset, count: int = 3) -> list[dict[str, Any]]:

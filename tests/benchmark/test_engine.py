@@ -90,6 +90,18 @@ def test_second_run_computes_nothing_and_a_change_only_what_it_touches(make_reci
     assert len(read_bench(tmp_path).cells) == 12
 
 
+def test_validation_images_when_asked_for(make_recipe, tmp_path):
+    found = {}
+    for split in ("test", "val"):
+        recipe = make_recipe(methods=["zero-shot"], shots=[1], seeds=[1], split=split)
+        run_benchmark(recipe, tmp_path / split, jobs=1)
+        (cell,) = read_bench(tmp_path / split).cells
+        found[split] = cell.result["test"]["n"]
+        table = recipe.data[0].dataset()
+        assert found[split] == len(table.indices(split))
+    assert found["test"] != found["val"]
+
+
 def test_damaged_job_is_run_again(make_recipe, tmp_path):
     run(make_recipe(), tmp_path)
     expected = table(tmp_path)

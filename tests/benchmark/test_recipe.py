@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vmfcoop.benchmark.recipe import load_recipe
+from vmfcoop.benchmark.recipe import Recipe, load_recipe
 from vmfcoop.data import load_dataset
+from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.descriptions import packaged_descriptions, template_bank
 from vmfcoop.errors import UserError
 from vmfcoop.methods import METHODS
@@ -129,11 +130,26 @@ def test_says_what_is_wrong_and_in_which_file(written, text, said):
     assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_sweep_is_a_row_for_every_combination(make_recipe):
+    sweep = {"learning_rate": [0.1, 0.2], "epochs": [1, 2]}
+    recipe = make_recipe(methods=[{"name": "coop", "settings": {"batch_size": 8}, "sweep": sweep}])
+    assert [row.title for row in recipe.methods] == [
+        f"CoOp, learning_rate = {rate}, epochs = {epochs}" for rate in (0.1, 0.2) for epochs in (1, 2)
+    ]
+    assert recipe.methods[2].settings == {"batch_size": 8, "learning_rate": 0.2, "epochs": 1}
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_recipe(tmp_path / "none.yaml")
 
 
-def test_packaged_recipe_is_valid():
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "phantom.yaml")
-    assert len(recipe.data) == 6 and recipe.backbones == ["phantom"] and recipe.shots == [1, 4, 16]
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_repository_s_recipes_are_valid(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem and recipe.backbones == ["phantom"]
+    assert {entry.spec for entry in recipe.data} <= set(PHANTOMS)

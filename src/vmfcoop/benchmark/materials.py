@@ -110,12 +110,13 @@ class Materials:
         method = make_method(first.method, first.config)
         of_data = (encoder, data.table, data.bank)
         if first.protocol == "few-shot":
-            return few_shot(*of_data, method, first.shots, seeds, first.views)
+            return few_shot(*of_data, method, first.shots, seeds, first.views, first.split)
         if first.protocol == "base-to-novel":
-            return base_to_novel(*of_data, method, seeds, first.shots, first.views)
+            return base_to_novel(*of_data, method, seeds, first.shots, first.views, first.split)
         assert first.target is not None
         other = self.data(first.target.name)
-        return cross_dataset(*of_data, other.table, other.bank, method, first.shots, seeds, first.views)
+        onto = (other.table, other.bank)
+        return cross_dataset(*of_data, *onto, method, first.shots, seeds, first.views, first.split)
 
     def warm(self, jobs: Sequence[Job]) -> None:
         """Compute once, for the feature cache, what every process would else compute for itself."""
@@ -133,7 +134,7 @@ class Materials:
 
     def _warm_data(self, spec: str, name: str, jobs: Sequence[Job]) -> None:
         data, encoder = self.data(name), self.encoder(spec)
-        support, plain = set[Path](), {data.table.paths[row] for row in data.table.indices("test")}
+        support, plain = set[Path](), {data.table.paths[row] for row in data.table.indices(self.recipe.split)}
         own = {
             (job.protocol == "base-to-novel", job.shots, job.seed): job
             for job in jobs

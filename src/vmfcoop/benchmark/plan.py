@@ -85,6 +85,7 @@ class _Point:
             fingerprint=materials.encoder(self.backbone).fingerprint,
             data=data.source,
             target=materials.data(self.target).source if self.target else None,
+            split=recipe.split,
             classes=classes,
         )
 

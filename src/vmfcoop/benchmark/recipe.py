@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -102,11 +103,29 @@ class MethodEntry(_Part):
         name: of the method.
         title: of the row; default the method's own.
         settings: of the method; they win over a budget's.
+        sweep: values to try of further settings, every combination a row of its own.
     """
 
     name: str
     title: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
+    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+
+    def rows(self) -> list[MethodEntry]:
+        """A row for every combination of the sweep, which its title names; the entry itself without one."""
+        if not self.sweep:
+            return [self]
+        combinations = [
+            dict(zip(self.sweep, values, strict=True)) for values in product(*self.sweep.values())
+        ]
+        return [
+            MethodEntry(
+                name=self.name,
+                title=f"{self.title}, {', '.join(f'{key} = {value}' for key, value in found.items())}",
+                settings={**self.settings, **found},
+            )
+            for found in combinations
+        ]
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +173,7 @@ class Recipe(_Part):
         budgets: ``paper`` (each method's own steps) or ``equal`` (the same for all).
         equal: the equal budget.
         views: V cached views of a support image.
+        split: whose images methods are tested on: ``test``, or ``val`` to choose settings.
         base_to_novel_shots: K of base-to-novel.
         ablation_shots: numbers of shots of the ablation.
         cross_dataset: pairs of datasets.
@@ -170,6 +190,7 @@ class Recipe(_Part):
     budgets: list[Budget] = Field(default=["equal"], min_length=1)
     equal: EqualBudget = Field(default_factory=EqualBudget)
     views: int = Field(default=8, ge=1)
+    split: Literal["test", "val"] = "test"
     base_to_novel_shots: Shots = BASE_TO_NOVEL_SHOTS
     ablation_shots: list[Shots] = Field(default=[1, 4, 16], min_length=1)
     cross_dataset: list[DatasetPair] = Field(default_factory=list)
@@ -184,6 +205,11 @@ class Recipe(_Part):
     @classmethod
     def _method_entries(cls, content: Any) -> Any:
         return _spelled_out(list(METHODS) if content == "all" else content, "name")
+
+    @field_validator("methods")
+    @classmethod
+    def _swept(cls, entries: list[MethodEntry]) -> list[MethodEntry]:
+        return [row for entry in entries for row in entry.rows()]
 
     @field_validator("backbones", "shots", "seeds", "protocols", "budgets", "ablation_shots")
     @classmethod

@@ -123,6 +123,7 @@ class Job:
         fingerprint: of the backbone.
         data: what it is fitted on.
         target: the other dataset, in cross-dataset.
+        split: whose images it is tested on.
         classes: number of classes it is fitted on.
     """
 
@@ -136,6 +137,7 @@ class Job:
     fingerprint: str
     data: Source
     target: Source | None = None
+    split: str = "test"
     classes: int = field(default=0, compare=False)
 
     @cached_property
@@ -152,6 +154,7 @@ class Job:
             "views": self.views,
             "backbone": self.fingerprint,
             "data": sources,
+            **({"split": self.split} if self.split != "test" else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -122,15 +122,16 @@ def few_shot(
     shots: int,
     seeds: Sequence[int],
     views: int = 8,
+    split: str = "test",
 ) -> list[Result]:
-    """Fit on K shots of every class, test on all; one result a seed.
+    """Fit on K shots of every class, test on all images of a split; one result a seed.
 
     Returns:
         For every seed ``test`` (metrics), ``steps`` and ``seconds`` (``fit``, ``test``; the seeds train side
         by side, each is given its share).
     """
     fits, shared = _fit(encoder, table, bank, method, shots, seeds, views)
-    return [_timed(shared, lambda f=f: {"test": split_metrics(encoder, table, f)}) for f in fits]
+    return [_timed(shared, lambda f=f: {"test": split_metrics(encoder, table, f, split)}) for f in fits]
 
 
 def base_to_novel(
@@ -141,6 +142,7 @@ def base_to_novel(
     seeds: Sequence[int],
     shots: int = BASE_TO_NOVEL_SHOTS,
     views: int = 8,
+    split: str = "test",
 ) -> list[Result]:
     """Fit on K shots of the first ceil(C/2) classes; test on them and, separately, on the others.
 
@@ -163,10 +165,10 @@ def base_to_novel(
     fits, shared = _fit(encoder, base, bank, method, shots, seeds, views)
 
     def tests(fitted: Fitted) -> Result:
-        found = {"base": split_metrics(encoder, base, fitted), "novel": None}
+        found = {"base": split_metrics(encoder, base, fitted, split), "novel": None}
         if method.new_classes:
             other = fitted.for_classes(novel.class_names, bank.for_classes(novel.class_names))
-            found["novel"] = split_metrics(encoder, novel, other)
+            found["novel"] = split_metrics(encoder, novel, other, split)
         return found
 
     return [_timed(shared, lambda f=f: tests(f)) for f in fits]
@@ -182,6 +184,7 @@ def cross_dataset(
     shots: int,
     seeds: Sequence[int],
     views: int = 8,
+    split: str = "test",
 ) -> list[Result]:
     """Fit on K shots of one dataset, test on it and, by the classes' names, on another.
 
@@ -195,12 +198,12 @@ def cross_dataset(
     names = target.class_names
 
     def tests(fitted: Fitted) -> Result:
-        found = {"source": split_metrics(encoder, table, fitted), "target": None}
+        found = {"source": split_metrics(encoder, table, fitted, split), "target": None}
         if names == table.class_names:
-            found["target"] = split_metrics(encoder, target, fitted)
+            found["target"] = split_metrics(encoder, target, fitted, split)
         elif method.new_classes:
             other = fitted.for_classes(names, target_bank.for_classes(names))
-            found["target"] = split_metrics(encoder, target, other)
+            found["target"] = split_metrics(encoder, target, other, split)
         return found
 
     return [_timed(shared, lambda f=f: tests(f)) for f in fits]

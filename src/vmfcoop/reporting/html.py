@@ -171,6 +171,7 @@ def _summary(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[tuple[s
         ("Seeds", ", ".join(map(str, sorted({cell.seed for cell in cells})))),
         ("Protocols", ", ".join(unique(cell.protocol for cell in cells))),
         ("Budgets", ", ".join(unique(cell.budget for cell in cells))),
+        ("Tested on", f"{settings.get('split', 'test')} images"),
         ("Results", f"{len(cells)} fits"),
         ("Time in fits and tests", _duration(seconds)),
     ]

@@ -137,6 +137,21 @@ and write --backbone dir:/models/biomedclip. Descriptions are optional:
 """
 
 
+SPREAD = "mean ± standard deviation over support sets; chance is"
+
+
+def _generalisation_table(demo: Demo) -> Table:
+    columns = {"base classes": "base", "novel classes": "novel", "harmonic mean": "harmonic_mean"}
+    rows = {
+        method: [[getattr(seed, part) for seed in seeds] for part in columns.values()]
+        for method, seeds in demo.generalisation.items()
+    }
+    title = f"Base to novel: {max(demo.shots)} images of each base class, none of the novel ones"
+    base, novel = (len(classes) for classes in base_novel_classes(len(demo.run.class_names)))
+    caption = f"{SPREAD} {100 / base:.1f} and {100 / novel:.1f}"
+    return accuracy_table(title, list(columns), rows, caption)
+
+
 def demo_report(demo: Demo, pictures: bool) -> Group:
     """The demo's tables, its example predictions and what to type next.
 
@@ -146,15 +161,10 @@ def demo_report(demo: Demo, pictures: bool) -> Group:
     """
     shots = [f"K = {k}" for k in demo.shots]
     title = f"{demo.data}: test accuracy in percent, K images a class"
-    pairs = {
-        method: [[getattr(seed, part) for seed in seeds] for part in ("base", "novel", "harmonic_mean")]
-        for method, seeds in demo.generalisation.items()
-    }
-    columns = ["base classes", "novel classes", "harmonic mean"]
-    novel_title = f"Base to novel: {max(demo.shots)} images of each base class, novel classes by name alone"
-    spread = "mean ± standard deviation over support sets; chance is"
-    count = len(demo.run.class_names)
-    base, novel = (len(classes) for classes in base_novel_classes(count))
+    chance = f"{SPREAD} {100 / len(demo.run.class_names):.1f}"
+    tables = [accuracy_table(title, shots, demo.accuracy, chance)]
+    if demo.generalisation:
+        tables.append(_generalisation_table(demo))
     cards = Table.grid(padding=(0, 2))
     cards.add_row(
         *(
@@ -166,10 +176,7 @@ def demo_report(demo: Demo, pictures: bool) -> Group:
     )
     run = demo.run.folder
     return Group(
-        accuracy_table(title, shots, demo.accuracy, f"{spread} {100 / count:.1f}"),
-        "",
-        accuracy_table(novel_title, columns, pairs, f"{spread} {100 / base:.1f} and {100 / novel:.1f}"),
-        "",
+        *(part for table in tables for part in (table, "")),
         f"Three test images, by vMFCoOp at K = {max(demo.shots)} (the run directory {run}):",
         "",
         cards,
