@@ -111,6 +111,19 @@ def row_of(table, label):
     return [table.text(i, j) for j in range(len(table.columns))]
 
 
+def test_interval_is_student_s_over_three_seeds(cells):
+    table = the_table(benchmark_tables(cells, SETTINGS), "Accuracy (%), 95 % interval")
+    for method in METHODS:
+        i = [row.label for row in table.rows].index(method)
+        for j, shots in enumerate(SHOTS):
+            seeds = values(cells, "few-shot", method, "test", shots=shots).mean(axis=1)
+            half = 4.302652729749462 * seeds.std(ddof=1) / np.sqrt(3)  # t of 97.5 %, two degrees of freedom
+            assert table.text(i, j) == f"{seeds.mean() - half:.2f} to {seeds.mean() + half:.2f}"
+    alone = [cell for cell in cells if cell.seed == 1]
+    titles = [table.title for table in benchmark_tables(alone, SETTINGS)]
+    assert not any("95 % interval over seeds" in title for title in titles)
+
+
 def test_average_is_the_mean_over_seeds_of_means_over_datasets(cells):
     table = the_table(benchmark_tables(cells, SETTINGS), "Accuracy (%) averaged over 2 datasets")
     for method in METHODS:

@@ -59,11 +59,13 @@ class Entry:
         mean: what is printed and sorted by; None prints as a dash.
         std: printed after it, if not None.
         text: printed in place of both.
+        interval: of the mean over seeds, 95 %.
     """
 
     mean: float | None = None
     std: float | None = None
     text: str | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def _group_tables(group: Group, reference: str) -> list[Table]:
     if few_shot:
         tables += [average_table(group), rank_table(group), pairwise_table(group, reference)]
         tables += [dataset_table(group, data) for data in datasets_of(few_shot)]
+        tables.append(interval_table(group))
         tables += [metrics_table(group, shots) for shots in shots_of(few_shot)]
         tables.append(timing_table(group))
     for shots in shots_of(novel):
@@ -278,7 +281,7 @@ def _mean_over_seeds(found: Sequence[Sequence[float | None]]) -> Entry:
     if not whole or any(len(a) < len(b) for a, b in zip(whole, found, strict=True)):
         return Entry()
     summary = summarise([fmean(row) for row in whole])
-    return Entry(summary.mean, summary.std)
+    return Entry(summary.mean, summary.std, interval=summary.interval)
 
 
 def _grid(cells: Sequence[Cell], place: str) -> tuple[list[str], list[int], list[str]]:
@@ -630,6 +633,34 @@ METRICS: dict[str, tuple[str, Literal["high", "low"]]] = {
     "brier": ("Brier × 100", "low"),
 }
 """Metrics beside accuracy: heading and which end is better."""
+
+
+def interval_table(group: Group) -> Table | None:
+    """The 95 % interval over seeds of the averaged accuracy, a column a K; None for a single seed."""
+    cells = group.pick("few-shot")
+    shots = shots_of(cells)
+    methods = methods_of(cells)
+    found = [
+        over_datasets([cell for cell in cells if cell.shots == k], methods, share("test"), f"K = {k}")[0]
+        for k in shots
+    ]
+    if not any(entry.interval for column in found for entry in column.values()):
+        return None
+    columns = [{m: _range_entry(e) for m, e in column.items()} for column in found]
+    title = (
+        f"Accuracy (%), 95 % interval over seeds, averaged over {_counted(datasets_of(cells))}: {group.name}"
+    )
+    note = (
+        "Student's t over the seeds' means over datasets: how far other support sets may lie, not other data."
+    )
+    unmarked = tuple(replace(column, better=None) for column in _shot_columns(shots))
+    return Table("metrics", title, unmarked, tuple(_rows(methods, columns)), (group.meaning, note))
+
+
+def _range_entry(entry: Entry) -> Entry:
+    if entry.interval is None:
+        return Entry()
+    return Entry(entry.mean, text=f"{entry.interval[0]:.2f} to {entry.interval[1]:.2f}")
 
 
 def metrics_table(group: Group, shots: int) -> Table:
