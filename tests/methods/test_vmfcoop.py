@@ -12,6 +12,7 @@ from vmfcoop.methods import Support
 from vmfcoop.methods.vmfcoop import (
     VMFCoOp,
     VMFCoOpConfig,
+    anchor_gates,
     anchor_loss,
     contrastive_temperature,
     reverse_cross_entropy,
@@ -76,6 +77,27 @@ def test_reverse_cross_entropy_is_the_sum_over_classes(vectors):
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
+def test_gates_are_the_probabilities_of_the_own_class(vectors):
+    _, u, f = vectors
+    labels = [0, 2, 1, 1, 0]
+    q = np.exp(20 * f @ u.T)
+    q /= q.sum(axis=1, keepdims=True)
+    expected = [np.mean([q[j, i] for j in range(5) if labels[j] == i]) for i in range(3)]
+    gates = anchor_gates(torch.tensor(f), torch.tensor(labels), torch.tensor(u), 20.0)
+    assert gates.numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gated_terms_are_smaller(vectors):
+    encoder = PlainEncoder()
+    data = support(encoder)
+    one_step = {"epochs": 1, "batch_size": 6}
+    plain, gated = (
+        VMFCoOp(VMFCoOpConfig(gated=gated, **one_step)).fit(data, encoder).history[0]
+        for gated in (False, True)
+    )
+    assert gated["ce"] == plain["ce"] and 0 < gated["anc"] < plain["anc"] and 0 < gated["sc"] < plain["sc"]
+
+
 def test_temperature_is_a_half_cosine():
     for t in np.linspace(0, 1, 11):
         expected = 2.0 + 8.0 * 0.5 * (1 - math.cos(math.pi * t))
@@ -106,7 +128,8 @@ def test_unified_anchors_are_the_product_of_the_fields():
 
 @pytest.mark.parametrize("anchors_in_sc", ["static", "dynamic"])
 @pytest.mark.parametrize("per_shot", [False, True])
-def test_total_loss(vectors, anchors_in_sc, per_shot):
+@pytest.mark.parametrize("gates", [None, (0.2, 0.9, 0.4)])
+def test_total_loss(vectors, anchors_in_sc, per_shot, gates):
     p, u, f = vectors
     dynamic, labels = unit(u + 0.3), np.array([0, 2, 1, 1, 0])
     config = VMFCoOpConfig(
@@ -119,7 +142,13 @@ def test_total_loss(vectors, anchors_in_sc, per_shot):
     )
     batch = Batch(torch.tensor(f), torch.tensor(labels), 0.25)
     terms = VMFCoOp(config).losses(
-        torch.tensor(p), torch.tensor(u), torch.tensor(dynamic), batch, 20.0, shots=2
+        torch.tensor(p),
+        torch.tensor(u),
+        torch.tensor(dynamic),
+        batch,
+        20.0,
+        shots=2,
+        gates=None if gates is None else torch.tensor(gates),
     )
 
     logits = 20.0 * f @ p.T
@@ -127,11 +156,14 @@ def test_total_loss(vectors, anchors_in_sc, per_shot):
     tau = 1 + 8 * (1 - math.cos(math.pi * 0.25)) / 2
     target = u if anchors_in_sc == "static" else dynamic
     share = 0.5 if per_shot else 1.0
+    g = np.ones(3) if gates is None else np.array(gates)
+    similarity = tau * p @ target.T
+    rows = [np.log(np.exp(similarity[i]).sum()) - similarity[i, i] for i in range(3)]
     expected = (
         plain_ce(logits, labels)
         + 0.2 * np.mean(4.0 * (1 - q[range(5), labels]))
-        + share * 3.0 * np.mean(((p - dynamic) ** 2).sum(axis=1))
-        + share * 0.7 * plain_ce(tau * p @ target.T, range(3))
+        + share * 3.0 * np.mean(g * ((p - dynamic) ** 2).sum(axis=1))
+        + share * 0.7 * np.mean(g * rows)
     )
     assert float(terms["loss"]) == pytest.approx(expected, rel=1e-6)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.errors import UserError
@@ -41,6 +41,8 @@ class VMFCoOpConfig(PromptConfig):
         dynamic_anchors: learn offsets delta_i and the scale alpha in L_anc (paper).
         alpha_start: alpha at the start (our reading).
         contrastive_anchors: anchors in L_sc: ``static`` u_i (our reading) or ``dynamic``.
+        gated: weigh the terms of each class in L_anc and L_sc by how well its anchor recognises its support
+            images (:func:`anchor_gates`); our addition, off by default.
     """
 
     estimator: Literal["newton", "banerjee", "debiased"] = "newton"
@@ -59,27 +61,34 @@ class VMFCoOpConfig(PromptConfig):
     dynamic_anchors: bool = True
     alpha_start: float = 1.0
     contrastive_anchors: Literal["static", "dynamic"] = "static"
+    gated: bool = False
 
 
-def anchor_loss(prompts: Tensor, anchors: Tensor) -> Tensor:
-    """L_anc = 1/C sum_i |P_i - u_i|^2, for unit rows ``(C, d)`` -> scalar.
+def anchor_loss(prompts: Tensor, anchors: Tensor, gates: Tensor | None = None) -> Tensor:
+    """L_anc = 1/C sum_i g_i |P_i - u_i|^2, for unit rows ``(C, d)`` -> scalar; g_i = 1 without gates.
 
     Example:
         >>> anchor_loss(torch.eye(2), torch.eye(2).flip(0))
         tensor(2.)
     """
-    return (prompts - anchors).square().sum(dim=1).mean()
+    distances = (prompts - anchors).square().sum(dim=1)
+    return (distances if gates is None else gates * distances).mean()
 
 
-def spherical_contrastive_loss(prompts: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+def spherical_contrastive_loss(
+    prompts: Tensor, anchors: Tensor, temperature: float, gates: Tensor | None = None
+) -> Tensor:
     """L_sc: row-wise cross-entropy of ``S = tau P U^T`` against the diagonal, ``(C, d)`` twice -> scalar.
+
+    With gates g_i the cross-entropy of row i counts g_i times.
 
     Example:
         >>> spherical_contrastive_loss(torch.eye(2), torch.eye(2), 0.0)
         tensor(0.6931)
     """
     similarity = temperature * prompts @ anchors.T
-    return cross_entropy(similarity, torch.arange(len(prompts), device=prompts.device))
+    rows = cross_entropy(similarity, torch.arange(len(prompts), device=prompts.device), reduction="none")
+    return (rows if gates is None else gates * rows).mean()
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor, log_zero: float = -4.0) -> Tensor:
@@ -96,6 +105,29 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor, log_zero: float = -4.0
     """
     correct = logits.softmax(dim=1).gather(1, labels[:, None])
     return -log_zero * (1 - correct).mean()
+
+
+def anchor_gates(features: Tensor, labels: Tensor, anchors: Tensor, logit_scale: float) -> Tensor:
+    """g_i: mean probability of class i, by the anchors alone, over the support images of class i.
+
+    As CLAP's multipliers (Silva-Rodriguez et al., CVPR 2024), with anchors for class names.
+
+    Args:
+        features: unit rows, shape ``(n, d)``.
+        labels: shape ``(n,)``; every class occurs.
+        anchors: u, unit rows, shape ``(C, d)``.
+        logit_scale: s.
+
+    Returns:
+        Shape ``(C,)``.
+
+    Example:
+        >>> anchor_gates(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), 0.0)
+        tensor([0.5000, 0.5000])
+    """
+    members = one_hot(labels, len(anchors)).to(features)
+    probabilities = (logit_scale * features @ anchors.T).softmax(dim=1)
+    return (members * probabilities).sum(dim=0) / members.sum(dim=0)
 
 
 def contrastive_temperature(progress: float, start: float, end: float) -> float:
@@ -162,24 +194,33 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
 
     def tasks(self, supports: Sequence[Support], encoder: DualEncoder) -> list[PromptTask]:
         fields = unified_anchors(supports[0], encoder, self.config)
-        return [self._task(fields, support.shots, encoder) for support in supports]
+        return [self._task(fields, support, encoder) for support in supports]
 
-    def _task(self, fields: SemanticAnchors, shots: int, encoder: DualEncoder) -> PromptTask:
+    def _task(self, fields: SemanticAnchors, support: Support, encoder: DualEncoder) -> PromptTask:
         learned = self.config.dynamic_anchors
         anchors = fields.anchors.float().to(encoder.device)
+        plain, labels = (part.to(encoder.device) for part in (support.image_features[:, 0], support.labels))
+        gates = anchor_gates(plain, labels, anchors, encoder.logit_scale) if self.config.gated else None
         offsets = nn.Parameter(torch.zeros_like(anchors), requires_grad=learned)
         start = torch.tensor(self.config.alpha_start, device=encoder.device)
         scale = nn.Parameter(start, requires_grad=learned)
 
         def losses(prompts: Tensor, batch: Batch) -> Terms:
             dynamic = normalize(anchors + scale * offsets, dim=1)
-            return self.losses(prompts, anchors, dynamic, batch, encoder.logit_scale, shots)
+            return self.losses(prompts, anchors, dynamic, batch, encoder.logit_scale, support.shots, gates)
 
         extra = {"anchors": anchors, "anchor_offsets": offsets, "anchor_scale": scale, **_summary(fields)}
         return PromptTask(losses, [offsets, scale] if learned else [], extra)
 
     def losses(
-        self, prompts: Tensor, anchors: Tensor, dynamic: Tensor, batch: Batch, logit_scale: float, shots: int
+        self,
+        prompts: Tensor,
+        anchors: Tensor,
+        dynamic: Tensor,
+        batch: Batch,
+        logit_scale: float,
+        shots: int,
+        gates: Tensor | None = None,
     ) -> Terms:
         """Every term and the total.
 
@@ -190,6 +231,7 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
             batch: image features and labels.
             logit_scale: s.
             shots: K, for ``per_shot``.
+            gates: weights of the classes in L_anc and L_sc, shape ``(C,)``; without, 1.
         """
         config = self.config
         logits = logit_scale * batch.features @ prompts.T
@@ -200,13 +242,13 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
             total = total + config.rce_weight * terms["rce"]
         share = 1 / shots if config.per_shot else 1.0
         if config.anchor:
-            terms["anc"] = anchor_loss(prompts, dynamic)
+            terms["anc"] = anchor_loss(prompts, dynamic, gates)
             total = total + share * config.lambda_anc * terms["anc"]
         if config.contrastive:
             temperature = contrastive_temperature(
                 batch.progress, config.tau_start, config.tau_end or logit_scale
             )
             targets = anchors if config.contrastive_anchors == "static" else dynamic
-            terms["sc"] = spherical_contrastive_loss(prompts, targets, temperature)
+            terms["sc"] = spherical_contrastive_loss(prompts, targets, temperature, gates)
             total = total + share * config.lambda_sc * terms["sc"]
         return {"loss": total, **terms}

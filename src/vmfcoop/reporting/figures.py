@@ -277,7 +277,9 @@ def critical_difference_diagram(ranking: Ranking, key: str, reference: str = REF
         figure = Figure(figsize=(WIDTH, 0.55 + 0.22 * (top + levels)))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        axes.set_xlim(1 - 0.6 * (count - 1), count + 0.6 * (count - 1))
+        left, right = (_room(ranking, side) for side in (order[:levels], order[levels:]))
+        inch = (count - 1) / (WIDTH - left - right)
+        axes.set_xlim(1 - left * inch, count + right * inch)
         axes.set_ylim(top + levels, -2.4)
         axes.plot((1, count), (0, 0), color=INK, linewidth=1)
         for rank in range(1, count + 1):
@@ -286,9 +288,9 @@ def critical_difference_diagram(ranking: Ranking, key: str, reference: str = REF
         axes.plot((1, 1 + ranking.difference), (-1.7, -1.7), color=INK, linewidth=2)
         axes.text(1, -1.85, f"critical difference {ranking.difference:.2f}", va="bottom", size=8)
         for position, i in enumerate(order):
-            left = position < levels
-            depth = top + (position if left else count - 1 - position)
-            _draw_rank(axes, ranking, i, depth, left, ranking.methods[i] == reference)
+            on_left = position < levels
+            depth = top + (position if on_left else count - 1 - position)
+            _draw_rank(axes, ranking, i, depth, on_left, ranking.methods[i] == reference)
         for position, clique in enumerate(ranking.cliques):
             ranks = [ranking.ranks[ranking.methods.index(name)] for name in clique]
             depth = 0.45 + 0.28 * position
@@ -297,10 +299,15 @@ def critical_difference_diagram(ranking: Ranking, key: str, reference: str = REF
         return _svg(figure, key, _ranks_alt(ranking, order))
 
 
+def _room(ranking: Ranking, methods: Sequence[int]) -> float:
+    """Inches beside the scale for the names of methods, with their ranks, and the ends of their lines."""
+    return 0.6 + 0.078 * max(len(ranking.methods[i]) for i in methods)
+
+
 def _draw_rank(axes: Axes, ranking: Ranking, i: int, depth: float, left: bool, bold: bool) -> None:
     """A method's line from its rank down and out to its name."""
     rank, count = ranking.ranks[i], len(ranking.methods)
-    edge = 1 - 0.06 * (count - 1) if left else count + 0.06 * (count - 1)
+    edge = 1 - 0.03 * (count - 1) if left else count + 0.03 * (count - 1)
     axes.plot((rank, rank, edge), (0, depth, depth), color=INK, linewidth=1.6 if bold else 0.7)
     name = f"{ranking.methods[i]}  {rank:.2f}" if left else f"{rank:.2f}  {ranking.methods[i]}"
     gap = -0.008 * count if left else 0.008 * count
