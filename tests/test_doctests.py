@@ -15,12 +15,12 @@ MODULES = (
     "evaluation.statistics",
     "features",
     "methods.biomedcoop",
-    "methods.clap",
     "methods.kgcoop",
     "methods.linear",
     "methods.prograd",
     "methods.registry",
     "methods.vmfcoop",
+    "methods.zero_shot",
     "reporting.figures",
     "training",
 )

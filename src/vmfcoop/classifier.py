@@ -36,7 +36,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         backbone: spec string (see :func:`vmfcoop.load_backbone`) or a loaded encoder.
-        method: name of a method, a key of ``vmfcoop.METHODS`` (``vmfcoop``, ``vmf-posterior``, ``coop``, ...).
+        method: name of a method: a key of ``vmfcoop.METHODS``, such as ``vmfcoop`` or ``vmf-posterior``.
         settings: the method's settings by name; unknown names are refused.
         descriptions: an LLM's descriptions of the classes (a bank, a mapping of class name to texts, or a
             JSON file); without them templates are filled with the class names.

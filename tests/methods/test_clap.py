@@ -11,7 +11,8 @@ from tests.plain_encoder import PlainEncoder, around, clusters
 from vmfcoop.errors import UserError
 from vmfcoop.methods import Support
 from vmfcoop.methods.base import make_config
-from vmfcoop.methods.clap import CLAP, CLAPConfig, clap_loss, multipliers
+from vmfcoop.methods.clap import CLAP, CLAPConfig, clap_loss
+from vmfcoop.methods.zero_shot import own_class_probability
 from vmfcoop.training import Batch
 
 NAMES = ("nevus", "melanoma", "keratosis")
@@ -66,7 +67,7 @@ def rows():
 
 def test_multipliers_are_the_mean_own_probability(rows):
     f, y, t = rows
-    found = multipliers(torch.tensor(f), torch.tensor(y), torch.tensor(t), 9.0)
+    found = own_class_probability(torch.tensor(f), torch.tensor(y), torch.tensor(t), 9.0)
     assert np.allclose(found.numpy(), plain_multipliers(f, y, t, 9.0), rtol=1e-12)
 
 

@@ -52,7 +52,7 @@ def test_logits(ratio):
         mixed = ratio * np.maximum(up @ hidden, 0) + (1 - ratio) * f[i]
         expected[i] = 20.0 * t[:3] @ (mixed / np.sqrt(mixed @ mixed))
     f, t, down, up = (torch.tensor(x, dtype=torch.float32) for x in (f, t, down, up))
-    fitted = CLIPAdapterClassifier(NAMES, t[:3], 20.0, down, up, ratio, PlainEncoder())
+    fitted = CLIPAdapterClassifier(NAMES, t[:3], 20.0, PlainEncoder(), down, up, ratio)
     assert np.allclose(fitted.logits(f).numpy(), expected, atol=1e-5)
 
 
@@ -98,9 +98,9 @@ def test_adapted_features_are_unit_and_ratio_zero_is_zero_shot(ratio, seed):
     down, up = start(16, 4, seed)
     f = clusters(encoder, 3, 2, seed=seed)[0][:, 0]
     t = class_embeddings(encoder)
-    fitted = CLIPAdapterClassifier(NAMES, t, 20.0, down, up, ratio, encoder)
+    fitted = CLIPAdapterClassifier(NAMES, t, 20.0, encoder, down, up, ratio)
     assert torch.allclose(fitted.adapted(f).norm(dim=1), torch.ones(6), atol=1e-5)
-    none = CLIPAdapterClassifier(NAMES, t, 20.0, down, up, 0.0, encoder)
+    none = CLIPAdapterClassifier(NAMES, t, 20.0, encoder, down, up, 0.0)
     assert torch.allclose(none.logits(f), 20.0 * f @ t.T, atol=1e-5)
 
 

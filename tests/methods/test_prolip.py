@@ -36,7 +36,7 @@ def test_logits():
         mapped = sum(f[i, a] * matrix[a] for a in range(16))
         expected[i, k] = 20.0 * mapped @ t[k] / np.sqrt(mapped @ mapped)
     f, t, matrix = (torch.tensor(x, dtype=torch.float32) for x in (f, t, matrix))
-    fitted = ProLIPClassifier(NAMES, t, 20.0, matrix, PlainEncoder())
+    fitted = ProLIPClassifier(NAMES, t, 20.0, PlainEncoder(), matrix)
     assert np.allclose(fitted.logits(f).numpy(), expected, atol=1e-5)
 
 
@@ -50,7 +50,7 @@ def test_it_is_the_paper_s_projection_within_the_range_of_the_pretrained_one(see
     before = length * draw.normal(size=(5, 24))
     tuned = pretrained @ matrix
 
-    fitted = ProLIPClassifier(NAMES, torch.empty(3, 16), 20.0, torch.tensor(matrix), PlainEncoder())
+    fitted = ProLIPClassifier(NAMES, torch.empty(3, 16), 20.0, PlainEncoder(), torch.tensor(matrix))
     adapted = fitted.adapted(torch.tensor(unit(before @ pretrained)))
     assert np.allclose(adapted.numpy(), unit(before @ tuned), atol=1e-9)
     assert np.linalg.norm(tuned - pretrained) == pytest.approx(np.linalg.norm(matrix - np.eye(16)), rel=1e-9)

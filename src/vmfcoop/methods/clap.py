@@ -7,12 +7,12 @@ import math
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.methods.base import Fitted, LinearClassifier, Support
 from vmfcoop.methods.linear import LinearMethod, samples
-from vmfcoop.methods.zero_shot import name_embeddings
+from vmfcoop.methods.zero_shot import name_embeddings, own_class_probability
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.training import Batch, Terms, TrainingConfig, optimise
 
@@ -30,24 +30,6 @@ class CLAPConfig(TrainingConfig):
     learning_rate: float = Field(0.1, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     text_norm: float | None = Field(None, gt=0)
-
-
-def multipliers(features: Tensor, labels: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
-    """lambda_i: the mean zero-shot probability of class i over its own samples, shape ``(C,)``.
-
-    Args:
-        features: unit rows, shape ``(N, d)``.
-        labels: shape ``(N,)``; every class occurs.
-        texts: t, unit rows, shape ``(C, d)``.
-        logit_scale: s.
-
-    Example:
-        >>> multipliers(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), 0.0)
-        tensor([0.5000, 0.5000])
-    """
-    members = one_hot(labels, len(texts)).to(features)
-    probabilities = (logit_scale * features @ texts.T).softmax(dim=1)
-    return (members * probabilities).sum(dim=0) / members.sum(dim=0)
 
 
 def clap_loss(weight: Tensor, start: Tensor, lambdas: Tensor, batch: Batch, logit_scale: float) -> Terms:
@@ -69,10 +51,10 @@ def clap_loss(weight: Tensor, start: Tensor, lambdas: Tensor, batch: Batch, logi
 class CLAP(LinearMethod[CLAPConfig]):
     """CLAP (Silva-Rodriguez et al., CVPR 2024): a linear probe from the text embeddings, without validation.
 
-    It minimises :func:`clap_loss` from ``w_i = r t_i``, with the :func:`multipliers` as the public code has
-    them, fixed throughout: a class that zero-shot recognises on the support set is held to its text, another
-    is free to follow its images. All cached views are used. The fitted weight is ``s w_i / |w_i|``, the bias
-    is 0.
+    It minimises :func:`clap_loss` from ``w_i = r t_i``, with multipliers lambda_i as in the public code,
+    :func:`own_class_probability`, fixed throughout: a class that zero-shot recognises on the support set is
+    held to its text, another is free to follow its images. All cached views are used. The fitted weight is
+    ``s w_i / |w_i|``, the bias is 0.
 
     The logits do not depend on the length of w, but step and penalty do: seen from ``w / r`` the learning
     rate is divided by r^2 and the penalty multiplied by it. The public code has the length that the text
@@ -88,7 +70,8 @@ class CLAP(LinearMethod[CLAPConfig]):
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         scale, device = encoder.logit_scale, encoder.device
         texts = name_embeddings(encoder, support.class_names)
-        lambdas = multipliers(*samples(support, augmented=True), texts.double(), scale).float()
+        views = samples(support, augmented=True)
+        lambdas = own_class_probability(*views, texts.double(), scale).float()
         start = ((self.config.text_norm or math.sqrt(scale)) * texts).to(device)
         weight, held = nn.Parameter(start.clone()), lambdas.to(device)
         history = optimise(

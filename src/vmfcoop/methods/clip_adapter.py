@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, relu
 
 from vmfcoop.backbones.base import DualEncoder
-from vmfcoop.methods.base import Fitted, History, Method, Support
+from vmfcoop.methods.base import Fitted, Method, Support
+from vmfcoop.methods.image_adapter import ImageAdapterClassifier
 from vmfcoop.methods.zero_shot import name_embeddings
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.training import Batch, Terms, TrainingConfig, optimise
@@ -37,41 +38,22 @@ class CLIPAdapterConfig(TrainingConfig):
 
 
 @dataclass
-class CLIPAdapterClassifier(Fitted):
+class CLIPAdapterClassifier(ImageAdapterClassifier):
     """Logits ``s f' . t_i`` with ``f' = normalize(a A(f) + (1 - a) f)``, ``A(f) = ReLU(W2 ReLU(W1 f))``.
 
     Attributes:
-        class_names: C names.
-        class_embeddings: t, unit rows, shape ``(C, d)``.
-        logit_scale: s.
         down: W1, shape ``(h, d)``.
         up: W2, shape ``(d, h)``.
         ratio: a.
-        encoder: for the embeddings of new class names.
     """
 
-    class_names: tuple[str, ...]
-    class_embeddings: Tensor
-    logit_scale: float
     down: Tensor
     up: Tensor
     ratio: float
-    encoder: DualEncoder
-    history: History = field(default_factory=list)
 
     def adapted(self, image_features: Tensor) -> Tensor:
-        """f', unit rows, shape ``(n, d)``."""
         adapter = relu(relu(image_features @ self.down.T) @ self.up.T)
         return normalize(self.ratio * adapter + (1 - self.ratio) * image_features, dim=-1)
-
-    def logits(self, image_features: Tensor) -> Tensor:
-        return self.logit_scale * self.adapted(image_features) @ self.class_embeddings.T
-
-    def for_classes(
-        self, class_names: Sequence[str], descriptions: Sequence[Sequence[str]] | None = None
-    ) -> CLIPAdapterClassifier:
-        embeddings = name_embeddings(self.encoder, class_names)
-        return replace(self, class_names=tuple(class_names), class_embeddings=embeddings, history=[])
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -102,7 +84,7 @@ class CLIPAdapter(Method[CLIPAdapterConfig]):
         down, up = initial_weight(hidden, dim, draw), initial_weight(dim, hidden, draw)
         embeddings = name_embeddings(encoder, support.class_names)
         classifier = CLIPAdapterClassifier(
-            support.class_names, embeddings, encoder.logit_scale, down, up, config.ratio, encoder
+            support.class_names, embeddings, encoder.logit_scale, encoder, down, up, config.ratio
         )
 
         def objective(batch: Batch) -> Terms:
@@ -118,10 +100,10 @@ class CLIPAdapter(Method[CLIPAdapterConfig]):
             tuple(class_names),
             state["class_embeddings"],
             float(state["logit_scale"]),
+            encoder,
             state["down"],
             state["up"],
             float(state["ratio"]),
-            encoder,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from vmfcoop.backbones.base import DualEncoder
-from vmfcoop.methods.base import Fitted, History, Method, MethodConfig, Support
+from vmfcoop.methods.base import Fitted, Method, MethodConfig, Support
+from vmfcoop.methods.image_adapter import ImageAdapterClassifier
 from vmfcoop.methods.zero_shot import name_embeddings
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.training import Batch, Terms, TrainingConfig, optimise
@@ -34,36 +35,17 @@ class ProLIPConfig(MethodConfig):
 
 
 @dataclass
-class ProLIPClassifier(Fitted):
+class ProLIPClassifier(ImageAdapterClassifier):
     """Logits ``s f' . t_i`` with ``f' = normalize(f A)``.
 
     Attributes:
-        class_names: C names.
-        class_embeddings: t, unit rows, shape ``(C, d)``.
-        logit_scale: s.
         matrix: A, shape ``(d, d)``.
-        encoder: for the embeddings of new class names.
     """
 
-    class_names: tuple[str, ...]
-    class_embeddings: Tensor
-    logit_scale: float
     matrix: Tensor
-    encoder: DualEncoder
-    history: History = field(default_factory=list)
 
     def adapted(self, image_features: Tensor) -> Tensor:
-        """f', unit rows, shape ``(n, d)``."""
         return normalize(image_features @ self.matrix, dim=-1)
-
-    def logits(self, image_features: Tensor) -> Tensor:
-        return self.logit_scale * self.adapted(image_features) @ self.class_embeddings.T
-
-    def for_classes(
-        self, class_names: Sequence[str], descriptions: Sequence[Sequence[str]] | None = None
-    ) -> ProLIPClassifier:
-        embeddings = name_embeddings(self.encoder, class_names)
-        return replace(self, class_names=tuple(class_names), class_embeddings=embeddings, history=[])
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -95,7 +77,7 @@ class ProLIP(Method[ProLIPConfig]):
         identity = torch.eye(encoder.dim)
         weights = identity.clone().requires_grad_()
         embeddings = name_embeddings(encoder, support.class_names)
-        classifier = ProLIPClassifier(support.class_names, embeddings, encoder.logit_scale, weights, encoder)
+        classifier = ProLIPClassifier(support.class_names, embeddings, encoder.logit_scale, encoder, weights)
         penalty = 1 / support.shots if self.config.penalty is None else self.config.penalty
 
         def objective(batch: Batch) -> Terms:
@@ -128,6 +110,6 @@ class ProLIP(Method[ProLIPConfig]):
             tuple(class_names),
             state["class_embeddings"],
             float(state["logit_scale"]),
-            state["matrix"],
             encoder,
+            state["matrix"],
         )

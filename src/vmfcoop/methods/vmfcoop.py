@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.errors import UserError
 from vmfcoop.methods.base import Support
 from vmfcoop.methods.prompt import PromptConfig, PromptMethod, PromptTask
+from vmfcoop.methods.zero_shot import own_class_probability
 from vmfcoop.sphere import SemanticAnchors, semantic_anchors
 from vmfcoop.training import Batch, Terms
 
@@ -42,7 +43,7 @@ class VMFCoOpConfig(PromptConfig):
         alpha_start: alpha at the start (our reading).
         contrastive_anchors: anchors in L_sc: ``static`` u_i (our reading) or ``dynamic``.
         gated: weigh the terms of each class in L_anc and L_sc by how well its anchor recognises its support
-            images (:func:`anchor_gates`); our addition, off by default.
+            images (:func:`own_class_probability`); our addition, off by default.
     """
 
     estimator: Literal["newton", "banerjee", "debiased"] = "newton"
@@ -105,29 +106,6 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor, log_zero: float = -4.0
     """
     correct = logits.softmax(dim=1).gather(1, labels[:, None])
     return -log_zero * (1 - correct).mean()
-
-
-def anchor_gates(features: Tensor, labels: Tensor, anchors: Tensor, logit_scale: float) -> Tensor:
-    """g_i: mean probability of class i, by the anchors alone, over the support images of class i.
-
-    As CLAP's multipliers (Silva-Rodriguez et al., CVPR 2024), with anchors for class names.
-
-    Args:
-        features: unit rows, shape ``(n, d)``.
-        labels: shape ``(n,)``; every class occurs.
-        anchors: u, unit rows, shape ``(C, d)``.
-        logit_scale: s.
-
-    Returns:
-        Shape ``(C,)``.
-
-    Example:
-        >>> anchor_gates(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), 0.0)
-        tensor([0.5000, 0.5000])
-    """
-    members = one_hot(labels, len(anchors)).to(features)
-    probabilities = (logit_scale * features @ anchors.T).softmax(dim=1)
-    return (members * probabilities).sum(dim=0) / members.sum(dim=0)
 
 
 def contrastive_temperature(progress: float, start: float, end: float) -> float:
@@ -200,7 +178,9 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
         learned = self.config.dynamic_anchors
         anchors = fields.anchors.float().to(encoder.device)
         plain, labels = (part.to(encoder.device) for part in (support.image_features[:, 0], support.labels))
-        gates = anchor_gates(plain, labels, anchors, encoder.logit_scale) if self.config.gated else None
+        gates = (
+            own_class_probability(plain, labels, anchors, encoder.logit_scale) if self.config.gated else None
+        )
         offsets = nn.Parameter(torch.zeros_like(anchors), requires_grad=learned)
         start = torch.tensor(self.config.alpha_start, device=encoder.device)
         scale = nn.Parameter(start, requires_grad=learned)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.methods.base import EmbeddingClassifier, Fitted, Method, MethodConfig, Support
@@ -17,6 +18,26 @@ TEMPLATE = "a photo of a {}."
 def name_embeddings(encoder: DualEncoder, class_names: Sequence[str], template: str = TEMPLATE) -> Tensor:
     """t_i: unit embeddings of the class names in a template, shape ``(C, d)``, CPU."""
     return encoder.encode_texts([template.format(name) for name in class_names])
+
+
+def own_class_probability(features: Tensor, labels: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
+    """Mean zero-shot probability of class i over the images of class i, shape ``(C,)``.
+
+    How far texts can be trusted on a support set: CLAP's multipliers (Silva-Rodriguez et al., CVPR 2024).
+
+    Args:
+        features: unit rows, shape ``(n, d)``.
+        labels: shape ``(n,)``; every class occurs.
+        texts: unit embedding of each class, shape ``(C, d)``.
+        logit_scale: s.
+
+    Example:
+        >>> own_class_probability(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), 0.0)
+        tensor([0.5000, 0.5000])
+    """
+    members = one_hot(labels, len(texts)).to(features)
+    probabilities = (logit_scale * features @ texts.T).softmax(dim=1)
+    return (members * probabilities).sum(dim=0) / members.sum(dim=0)
 
 
 class ZeroShotConfig(MethodConfig):
