@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vmfcoop.backbones import load_backbone
-from vmfcoop.benchmark import engine, processes
+from vmfcoop.benchmark import engine, materials, processes
 from vmfcoop.benchmark.engine import run_benchmark
 from vmfcoop.benchmark.plan import describe, plan
 from vmfcoop.benchmark.processes import Died, ProcessPool
@@ -135,7 +135,7 @@ def test_failing_jobs_are_collected_and_do_not_stop_the_rest(make_recipe, tmp_pa
 
 
 def test_other_errors_come_with_their_type(make_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "few_shot", lambda *_: 1 / 0)
+    monkeypatch.setattr(materials, "few_shot", lambda *_: 1 / 0)
     (failure, *_) = run(make_recipe(), tmp_path).failed
     assert failure.message == "ZeroDivisionError: division by zero"
 
