@@ -157,7 +157,7 @@ def optimise_together(
             ]
             terms = objective(batches)
             optimizer.zero_grad()
-            (backward or _descend)(terms)
+            (backward or descend)(terms)
             optimizer.step()
             for total, row, batch in zip(sums, terms, batches, strict=True):
                 for key, value in row.items():
@@ -177,5 +177,6 @@ def _optimizer(parameters: list[Tensor], config: TrainingConfig) -> torch.optim.
     )
 
 
-def _descend(terms: Sequence[Terms]) -> None:
+def descend(terms: Sequence[Terms]) -> None:
+    """Gradients of the summed losses, on every parameter that they reach."""
     torch.stack([row["loss"] for row in terms]).sum().backward()

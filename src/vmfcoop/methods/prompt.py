@@ -14,7 +14,7 @@ from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.errors import UserError
 from vmfcoop.methods.base import Fitted, History, Method, Support
 from vmfcoop.progress import ProgressReport, no_progress
-from vmfcoop.training import Batch, Terms, TrainingConfig, optimise_together
+from vmfcoop.training import Batch, Terms, TrainingConfig, descend, optimise_together
 
 Position = Literal["end", "middle", "front"]
 
@@ -207,7 +207,7 @@ class PromptMethod(Method[PromptConfigT], Generic[PromptConfigT]):
 
     def backward(self, terms: Sequence[Terms], prompts: PromptLearner) -> None:
         """Gradients of the parameters, by default those of the summed losses."""
-        torch.stack([row["loss"] for row in terms]).sum().backward()
+        descend(terms)
 
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         return self.fit_seeds([support], [self.config.seed], encoder, progress)[0]
