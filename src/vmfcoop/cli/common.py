@@ -1,0 +1,59 @@
+"""What the commands share: consoles, exit codes, options, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape as escape
+
+from vmfcoop.errors import UserError
+
+if TYPE_CHECKING:
+    from vmfcoop.progress import ProgressReport
+
+SOME_FAILED, USER_ERROR = 1, 2
+out = Console()
+err = Console(stderr=True)
+
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="biomedclip, phantom (embedded), open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's "
+        "hub format."
+    ),
+]
+OtherBackbone = Annotated[
+    str | None, typer.Option("--backbone", help="Where the run's backbone lies now; default as recorded.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run directory that fit wrote.", show_default=False)]
+
+
+@contextmanager
+def progress_shown() -> Iterator[ProgressReport]:
+    """Bars on stderr while something takes long."""
+    from vmfcoop.progress import progress_bars
+
+    with progress_bars(err) as report:
+        yield report
+
+
+def pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    """``key=value`` arguments as a mapping.
+
+    Raises:
+        UserError: one has another form.
+    """
+    found = {}
+    for item in items or []:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise UserError(f"{option} takes key=value, not '{item}'.")
+        found[key] = value
+    return found

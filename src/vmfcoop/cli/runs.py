@@ -1,0 +1,197 @@
+"""The main jobs: demo, fit, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmfcoop.cli.common import (
+    Backbone,
+    Device,
+    Json,
+    OtherBackbone,
+    RunFolder,
+    err,
+    out,
+    pairs,
+    progress_shown,
+)
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+def demo(
+    data: Annotated[str, typer.Option(help="The phantom dataset.")] = "phantom-histology",
+    run: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; default runs/demo-DATA, replaced if there.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The main job in a minute: methods at 1, 4 and 16 shots on drawn images with the embedded CLIP.
+
+    Example: [bold]vmfcoop demo --data phantom-chest-xray[/]
+    """
+    from vmfcoop.demo import run_demo
+    from vmfcoop.reporting.terminal import demo_report
+
+    with progress_shown() as progress:
+        result = run_demo(data, run or Path("runs") / f"demo-{data}", overwrite or not run, progress)
+    if as_json:
+        print(json.dumps(result.as_json()))
+    else:
+        out.print(demo_report(result, pictures=out.color_system is not None))
+
+
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of class folders, one with split_*.json, a CSV path,label[,group][,split], or "
+            "a phantom key.",
+            show_default=False,
+        ),
+    ],
+    backbone: Backbone = "biomedclip",
+    method: Annotated[
+        str,
+        typer.Option(help="vmfcoop, biomedcoop, coop, tip-adapter, ...; a wrong name lists the near ones."),
+    ] = "vmfcoop",
+    shots: Annotated[int, typer.Option(help="Support images a class (K).", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of the support set and of training.", min=0)] = 1,
+    descriptions: Annotated[
+        Path | None,
+        typer.Option(help="JSON of class descriptions; without, the package's own or filled templates."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, key=value; repeatable.")
+    ] = None,
+    class_name: Annotated[
+        list[str] | None, typer.Option(help="Name of a class folder in prompts, folder=name; repeatable.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--out", help="Run directory; default below runs/.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
+    views: Annotated[
+        int, typer.Option(help="Cached views of a support image; 1: no augmentation.", min=1)
+    ] = 8,
+    val_shots: Annotated[
+        int | None, typer.Option(help="Validation images a class; default min(K, 4).")
+    ] = None,
+    test_fraction: Annotated[float, typer.Option(help="Share of test images, without given splits.")] = 0.3,
+    val_fraction: Annotated[float, typer.Option(help="Share of validation images, likewise.")] = 0.2,
+    split_seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV (class,file,group) of images to keep in one split; groups.csv is found."),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Learn a classifier from K images a class and measure it on the test split.
+
+    Example: [bold]vmfcoop fit lesions/ --shots 16 --descriptions lesions.json --out runs/lesions[/]
+    """
+    from vmfcoop.pipeline import FitRequest, run_fit
+    from vmfcoop.reporting.terminal import metrics_table
+
+    request = FitRequest(
+        data=data,
+        backbone=backbone,
+        method=method,
+        settings=pairs(settings, "--set"),
+        shots=shots,
+        seed=seed,
+        val_shots=val_shots,
+        descriptions=descriptions,
+        class_names=pairs(class_name, "--class-name"),
+        views=views,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        groups=groups,
+        device=device,
+    )
+    folder = run or Path("runs") / f"{Path(data).resolve().stem}-{method}-{shots}shot-seed{seed}"
+    with progress_shown() as progress:
+        done = run_fit(request, folder, overwrite, ["vmfcoop", *sys.argv[1:]], progress)
+    if done.record["descriptions"]["source"] == "templates" and method == "vmfcoop":
+        err.print(
+            "No descriptions were given: the class fields were fitted to templates filled with the names."
+        )
+    if as_json:
+        print(json.dumps({"run": str(folder), **done.metrics}))
+        return
+    out.print(metrics_table(f"{method}, {shots} shots a class, seed {seed}: test split", done.metrics))
+    seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in done.metrics["seconds"].items())
+    out.print(f"Run directory: {folder}\nTime: {seconds}", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    run: RunFolder,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Other data with the same classes; default the run's own.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    backbone: OtherBackbone = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a run on a split of its own data or of other data.
+
+    Example: [bold]vmfcoop evaluate runs/lesions other-clinic/ --json[/]
+    """
+    from vmfcoop.pipeline import evaluate_run
+    from vmfcoop.reporting.terminal import metrics_table
+
+    with progress_shown() as progress:
+        metrics = evaluate_run(run, data, split, backbone, device, progress)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        out.print(metrics_table(f"{run}: {split} split of {metrics['data']}", metrics))
+
+
+def predict(
+    run: RunFolder,
+    inputs: Annotated[list[Path], typer.Argument(help="Image files or folders.", show_default=False)],
+    format: Annotated[Format, typer.Option(help="How to write the predictions.")] = Format.table,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write to a file (CSV, or JSON by its name).")
+    ] = None,
+    backbone: OtherBackbone = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Classify images: the most probable class and the probability of every class.
+
+    Example: [bold]vmfcoop predict runs/lesions new/ --out predictions.csv[/]
+    """
+    from vmfcoop.files import write_atomically
+    from vmfcoop.pipeline import predict_images
+    from vmfcoop.reporting.terminal import predictions_table
+
+    with progress_shown() as progress:
+        predictions = predict_images(run, inputs, backbone, device, progress)
+    as_object = json.dumps({"run": str(run), "predictions": predictions.rows()})
+    if to:
+        json_wanted = as_json or format is Format.json or to.suffix == ".json"
+        write_atomically(to, as_object + "\n" if json_wanted else predictions.csv())
+        err.print(f"Wrote {len(predictions.images)} predictions to {to}", highlight=False)
+    if as_json or (format is Format.json and not to):
+        print(as_object)
+    elif format is Format.csv and not to:
+        print(predictions.csv(), end="")
+    elif not to:
+        out.print(predictions_table(predictions.rows(), predictions.class_names))
