@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from vmfcoop.errors import UserError
 
 SPLITS: tuple[str, str, str] = ("train", "val", "test")
+
+FOLDS = 20
+"""Parts that groups are cut into before these are dealt out to the splits: 5 % of the images each."""
 
 
 def split_indices(
@@ -22,8 +27,9 @@ def split_indices(
     """Assign every image to train, val or test, with each class near the same fractions.
 
     Without groups every class is shuffled and cut. With groups (images of one patient, near-duplicates)
-    a whole group goes to one side, also where it holds several classes; the fractions are then as near
-    as the sizes of the groups allow. Every class reaches every split of a positive fraction.
+    a whole group goes to one side, also where it holds several classes: scikit-learn's
+    ``StratifiedGroupKFold`` makes folds, which are dealt out to the splits, and the fractions are as near as
+    the sizes of the groups allow. Every class reaches every split of a positive fraction.
 
     Args:
         labels: Class of each image, ``(n,)``.
@@ -54,7 +60,7 @@ def split_indices(
         _, group_index = np.unique(np.asarray(groups), return_inverse=True)
         counts = _group_counts(group_index, classes)
         _check_units((counts > 0).sum(axis=0), "group", names, shares)
-        assigned = _place_groups(counts, shares, rng)[group_index]
+        assigned = _place_groups(classes, group_index, shares, seed)[group_index]
         _check_reached(assigned, classes, names, shares)
     return np.asarray(SPLITS)[assigned]
 
@@ -109,45 +115,76 @@ def _group_counts(group_index: NDArray[np.intp], classes: NDArray[np.intp]) -> N
 
 
 def _place_groups(
-    counts: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator
+    classes: NDArray[np.intp], group_index: NDArray[np.intp], shares: NDArray[np.float64], seed: int
 ) -> NDArray[np.int64]:
-    """Split of each group, from the images it has of each class ``(G, C)``; unreachable demands stay unmet.
+    """Split of each group: scikit-learn's stratified group folds, dealt out to the splits."""
+    counts = _group_counts(group_index, classes)
+    folds = _fold_of_groups(classes, group_index, min(FOLDS, len(counts)), seed)
+    in_fold = np.zeros((int(folds.max()) + 1, counts.shape[1]), np.int64)
+    np.add.at(in_fold, folds, counts)
+    assigned = _deal(in_fold, shares)[folds]
+    _reach_every_split(assigned, counts, shares)
+    return assigned
 
-    Large groups go first, each to the split where it lowers the squared distance from the wanted counts
-    most; distances are relative to the size of the class, so rare classes weigh as much as common ones.
+
+def _deal(in_fold: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Split of each fold, from the images it has of each class ``(F, C)``.
+
+    Large folds go first, each to the split where it lowers the squared distance from the wanted counts most;
+    distances are relative to the size of the class, so rare classes weigh as much as common ones.
     """
-    totals = counts.sum(axis=0)
+    totals = in_fold.sum(axis=0)
     wanted = shares[:, None] * totals
     filled = np.zeros_like(wanted)
-    shuffled = rng.permutation(len(counts))
-    order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]
-    assigned = _reserve_groups(counts, shares, order)
-    for group in order[assigned[order] >= 0]:
-        filled[assigned[group]] += counts[group]
-    for group in order[assigned[order] < 0]:
-        growth = (counts[group] * (2 * (filled - wanted) + counts[group]) / totals**2).sum(axis=1)
-        assigned[group] = np.argmin(np.where(shares > 0, growth, np.inf))
-        filled[assigned[group]] += counts[group]
-    return assigned
+    dealt = np.empty(len(in_fold), np.int64)
+    for fold in np.argsort(-in_fold.sum(axis=1), kind="stable"):
+        growth = (in_fold[fold] * (2 * (filled - wanted) + in_fold[fold]) / totals**2).sum(axis=1)
+        dealt[fold] = np.argmin(np.where(shares > 0, growth, np.inf))
+        filled[dealt[fold]] += in_fold[fold]
+    return dealt
 
 
-def _reserve_groups(
-    counts: NDArray[np.int64], shares: NDArray[np.float64], order: NDArray[np.int64]
+def _fold_of_groups(
+    classes: NDArray[np.intp], group_index: NDArray[np.intp], n_folds: int, seed: int
 ) -> NDArray[np.int64]:
-    """Give every class one group in every split, -1 for the groups left free.
+    fold = np.zeros(int(group_index.max()) + 1, np.int64)
+    n_folds = min(n_folds, int(np.bincount(classes).max()))
+    if n_folds < 2:
+        return fold
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # Classes with fewer images than folds are what _reach_every_split is for.
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(splitter.split(np.empty(len(classes)), classes, group_index))
+    for number, (_, rows) in enumerate(parts):
+        fold[group_index[rows]] = number
+    return fold
 
-    The rarest classes choose first. The smallest groups go to the smallest splits, which disturbs the
-    fractions least.
+
+def _reach_every_split(
+    assigned: NDArray[np.int64], counts: NDArray[np.int64], shares: NDArray[np.float64]
+) -> None:
+    """Move the smallest groups that bring every class to every split; demands that none can meet stay unmet.
+
+    Folds are balanced over all classes at once and may leave a class of few groups out of a split. The
+    rarest classes choose first, and no move takes a class's last group from a split.
     """
-    assigned = np.full(len(counts), -1, np.int64)
-    by_share = np.argsort(shares, kind="stable")
+    sizes = counts.sum(axis=1)
     for label in np.argsort((counts > 0).sum(axis=0), kind="stable"):
-        holders = order[::-1][counts[order[::-1], label] > 0]
-        for split in by_share[shares[by_share] > 0]:
-            free = holders[assigned[holders] < 0]
-            if len(free) and not (assigned[holders] == split).any():
-                assigned[free[0]] = split
-    return assigned
+        holders = np.flatnonzero(counts[:, label])
+        holders = holders[np.argsort(sizes[holders], kind="stable")]
+        for split in np.flatnonzero(shares > 0):
+            if not (assigned[holders] == split).any():
+                movable = [group for group in holders if _can_leave(group, assigned, counts)]
+                if movable:
+                    assigned[movable[0]] = split
+
+
+def _can_leave(group: np.int64, assigned: NDArray[np.int64], counts: NDArray[np.int64]) -> bool:
+    """Whether every class of the group stays in the group's split without it."""
+    others = assigned == assigned[group]
+    others[group] = False
+    return bool((counts[others][:, counts[group] > 0] > 0).any(axis=0).all())
 
 
 def _check_reached(
