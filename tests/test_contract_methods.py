@@ -1,5 +1,7 @@
 """What every method owes: run on each of the registry, on features around directions and on phantoms."""
 
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
@@ -92,6 +94,20 @@ def test_global_random_state_plays_no_part(name):
         torch.manual_seed(seed)
         states.append(make_method(name, quick(name)).fit(support, encoder).state())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_descriptions_change_what_methods_that_read_them_fit_and_nothing_else(name):
+    encoder = PlainEncoder()
+    support = make_support(encoder, 3, 2)
+    other = tuple((f"{texts[0]} quite", f"another view of {texts[1]}") for texts in support.descriptions)
+    fits = [
+        make_method(name, quick(name)).fit(dataclasses.replace(support, descriptions=texts), encoder)
+        for texts in (support.descriptions, other)
+    ]
+    features = support.image_features[:, 0]
+    same = torch.equal(fits[0].logits(features), fits[1].logits(features))
+    assert same != METHODS[name].reads_descriptions
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -18,6 +18,7 @@ from vmfcoop.classifier import FewShotClassifier
 from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
 from vmfcoop.data.few_shot import FewShotIndices
 from vmfcoop.data.phantoms import PHANTOMS, materialise
+from vmfcoop.data.references import parse_reference, with_window
 from vmfcoop.descriptions import DescriptionBank, load_descriptions, packaged_descriptions
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation import classification_metrics
@@ -46,6 +47,7 @@ class FitRequest:
         views: cached views of a support image.
         test_fraction, val_fraction, split_seed: of the split, where the data brings none.
         groups: CSV of groups that a split keeps together.
+        window: of DICOM and NIfTI images, ``center,width`` or a CT window's name; prediction takes it too.
         device: where the towers run.
     """
 
@@ -63,12 +65,19 @@ class FitRequest:
     val_fraction: float = 0.2
     split_seed: int = 0
     groups: Path | None = None
+    window: str | None = None
     device: str = "auto"
 
     def dataset(self) -> Dataset:
         """The table of images with its splits."""
-        return _load_table(
-            self.data, self.test_fraction, self.val_fraction, self.split_seed, self.groups, self.class_names
+        return load_dataset(
+            self.data,
+            test_fraction=self.test_fraction,
+            val_fraction=self.val_fraction,
+            seed=self.split_seed,
+            groups=self.groups,
+            class_names=self.class_names or None,
+            window=self.window,
         )
 
     def bank(self) -> DescriptionBank | None:
@@ -224,13 +233,17 @@ def predict_images(
 ) -> Predictions:
     """Classify image files, and all images below folders, with a run.
 
+    DICOM and NIfTI images are shown in the window that the run was fitted with.
+
     Raises:
         UserError: no image is found, one cannot be read, or the backbone is another.
     """
     run = read_run(folder)
     images = find_images(inputs)
+    window = run.record["data"].get("window")
+    shown = [with_window(image, window) for image in images] if window else images
     encoder, fitted = _restore(run, backbone, device, progress)
-    features = encoder.encode_image_files(images)[:, 0]
+    features = encoder.encode_image_files(shown)[:, 0]
     return Predictions(tuple(map(str, images)), run.class_names, class_probabilities(fitted, features))
 
 
@@ -242,7 +255,7 @@ def find_images(inputs: list[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for item in inputs:
-        if not item.exists():
+        if not parse_reference(item).file.exists():
             raise UserError(f"'{item}' does not exist; give image files or folders.")
         inside = [p for p in sorted(item.rglob("*")) if is_image_path(p) and not p.name.startswith(".")]
         if item.is_dir() and not inside:
@@ -278,34 +291,17 @@ def draw_phantoms(spec: str, progress: ProgressReport) -> None:
         materialise(spec, progress=progress)
 
 
-def _load_table(
-    spec: str,
-    test_fraction: float,
-    val_fraction: float,
-    seed: int,
-    groups: Path | None,
-    class_names: Mapping[str, str],
-) -> Dataset:
-    return load_dataset(
-        spec,
-        test_fraction=test_fraction,
-        val_fraction=val_fraction,
-        seed=seed,
-        groups=groups,
-        class_names=dict(class_names) or None,
-    )
-
-
 def _recorded_dataset(run: Run, data: str | None) -> Dataset:
     recorded = run.record["data"]
     groups = Path(recorded["groups"]) if recorded["groups"] and data is None else None
-    table = _load_table(
+    table = load_dataset(
         data or recorded["spec"],
-        recorded["test_fraction"],
-        recorded["val_fraction"],
-        recorded["split_seed"],
-        groups,
-        recorded["renamed_classes"],
+        test_fraction=recorded["test_fraction"],
+        val_fraction=recorded["val_fraction"],
+        seed=recorded["split_seed"],
+        groups=groups,
+        class_names=recorded["renamed_classes"] or None,
+        window=recorded.get("window"),
     )
     if table.class_names != run.class_names:
         raise UserError(
@@ -332,6 +328,7 @@ def _describe_data(request: FitRequest, table: Dataset) -> dict[str, Any]:
         "images": table.counts(),
         "grouped": table.groups is not None,
         "groups": str(request.groups.resolve()) if request.groups else None,
+        "window": request.window,
         "test_fraction": request.test_fraction,
         "val_fraction": request.val_fraction,
         "split_seed": request.split_seed,

@@ -46,6 +46,7 @@ class DataEntry(_Part):
         groups: CSV of groups that a split keeps together.
         class_names: names for prompts by folder name or label.
         test_fraction, val_fraction, split_seed: of the split, where the data bring none.
+        window: of DICOM and NIfTI images, ``center,width`` or a CT window's name.
     """
 
     spec: str
@@ -56,6 +57,7 @@ class DataEntry(_Part):
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     split_seed: Seed = 0
+    window: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -80,6 +82,7 @@ class DataEntry(_Part):
             seed=self.split_seed,
             groups=self.groups,
             class_names=self.class_names or None,
+            window=self.window,
         )
 
     def bank(self, class_names: Sequence[str]) -> DescriptionBank:

@@ -157,12 +157,14 @@ class Method(ABC, Generic[ConfigT]):
         Config: its settings. A field ``epochs`` or ``iterations`` says that the method is trained in steps,
             so that a budget can set it.
         new_classes: whether what it fits classifies classes that it never saw (:meth:`Fitted.for_classes`).
+        reads_descriptions: whether the texts about the classes change what it fits; others know names alone.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     new_classes: bool = False
+    reads_descriptions: bool = False
 
     def __init__(self, config: ConfigT | None = None) -> None:
         self.config: ConfigT = config if config is not None else self.Config()  # type: ignore[assignment]

@@ -97,6 +97,7 @@ class BiomedCoOp(PromptMethod[BiomedCoOpConfig]):
     name = "biomedcoop"
     title = "BiomedCoOp"
     Config = BiomedCoOpConfig
+    reads_descriptions = True
 
     def tasks(self, supports: Sequence[Support], encoder: DualEncoder) -> list[PromptTask]:
         config, scale = self.config, encoder.logit_scale

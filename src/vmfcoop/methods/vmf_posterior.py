@@ -481,6 +481,7 @@ class VMFPosterior(Method[VMFPosteriorConfig]):
     title = "vMF posterior"
     Config = VMFPosteriorConfig
     new_classes = True
+    reads_descriptions = True
 
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         texts_of = self._texts_of(encoder)

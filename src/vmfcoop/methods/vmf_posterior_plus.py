@@ -49,6 +49,7 @@ class VMFCoOpPlus(Method[VMFCoOpPlusConfig]):
     title = "vMFCoOp+"
     Config = VMFCoOpPlusConfig
     new_classes = True
+    reads_descriptions = True
 
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         return self.fit_seeds([support], [self.config.seed], encoder, progress)[0]

@@ -166,6 +166,7 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
     name = "vmfcoop"
     title = "vMFCoOp"
     Config = VMFCoOpConfig
+    reads_descriptions = True
 
     def warm(self, encoder: DualEncoder) -> None:
         vocabulary_embeddings(encoder, self.config)

@@ -47,6 +47,7 @@ class ZeroShotEnsemble(Method[MethodConfig]):
     title = "Zero-shot (descriptions)"
     Config = MethodConfig
     new_classes = True
+    reads_descriptions = True
 
     def fit(self, support: Support, encoder: DualEncoder, progress: ProgressReport = no_progress) -> Fitted:
         means = description_means(encoder, support.descriptions)
