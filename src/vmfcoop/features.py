@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from torchvision.transforms import functional as vision
 
 from vmfcoop.backbones.base import DualEncoder, Tokens
 from vmfcoop.data.image_io import read_image
+from vmfcoop.data.recent import RecentReads
+from vmfcoop.data.references import parse_reference
 from vmfcoop.errors import UserError
 from vmfcoop.files import disk_full, home, write_atomically
 from vmfcoop.progress import ProgressReport, no_progress
@@ -31,6 +34,8 @@ DECODERS = min(8, os.cpu_count() or 1)
 STORED_AT_ONCE = 16
 CROP_SCALE = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
+
+_hashes: RecentReads[str] = RecentReads(4096)
 
 
 class FeatureCache:
@@ -276,15 +281,27 @@ def _decoded(source: ImageSource) -> Image.Image:
 def content_hash(image: ImageSource) -> str:
     """SHA-256 of a file's bytes, or of a PIL image's mode, size and pixels.
 
+    A selection inside a file (``scan.nii.gz#slice=40``) is hashed with the hash of the file, which is read
+    once for many of its slices.
+
     Raises:
-        UserError: the file is missing or cannot be opened.
+        UserError: the file is missing or cannot be opened, or the selection is malformed.
     """
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+    reference = parse_reference(image)
     try:
-        return hashlib.sha256(image.read_bytes()).hexdigest()
+        if not reference.selection:
+            return _file_hash(reference.file)
+        content = _hashes.get(reference.file, "sha256", partial(_file_hash, reference.file))
     except OSError as error:
         raise UserError(f"The image '{image}' cannot be opened ({error.strerror}).") from error
+    return hashlib.sha256(f"{content}#{reference.selection}".encode()).hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def random_resized_crop(image: Image.Image, content: str, view: int, size: tuple[int, int]) -> Image.Image:

@@ -122,8 +122,8 @@ def test_class_folder_errors(make_images: MakeImages, tmp_path: Path) -> None:
     user_error(root, str(root), "single class 'a'")
     (root / "b").mkdir()
     user_error(root, str(root / "b"), "no images")
-    (root / "b" / "0.dcm").touch()
-    user_error(root, str(root / "b"), "only 1 DICOM or NIfTI")
+    (root / "b" / "notes.txt").touch()
+    user_error(root, str(root / "b"), "no images")
     (tmp_path / "empty").mkdir()
     user_error(tmp_path / "empty", str(tmp_path / "empty"), "no class folders")
     root = make_images("a/0.png", "b/0.png", under="few")
@@ -386,7 +386,7 @@ def test_unknown_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user_error(tmp_path / "set.zip", "set.zip", "unpack")
     monkeypatch.setitem(KNOWN_DATASETS, "btmri", lambda: tmp_path)
     user_error("btmr", "Unknown dataset 'btmr'; did you mean 'btmri'")
-    user_error("zzz", "one of the keys", "btmri", "class folders")
+    user_error("zzz", "vmfcoop data list", "class folders")
 
 
 def test_registry_key(make_images: MakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,3 +407,35 @@ def test_shared_data(shared_data: Path, name: str, n: int, n_classes: int, seed:
     for label in range(n_classes):
         shares = [(data.split[data.labels == label] == split).mean() for split in ("train", "val", "test")]
         assert np.abs(np.array(shares) - [0.5, 0.2, 0.3]).max() < 0.03
+
+
+def test_known_faults_of_a_fetched_dataset_are_told(
+    make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(*CLASS_FILES, under="home/datasets/lungcolon/images")
+    monkeypatch.setitem(KNOWN_DATASETS, "lungcolon", lambda: root)
+    monkeypatch.setenv("VMFCOOP_HOME", str(root.parents[2]))
+    with pytest.warns(UserWarning, match="augmented copies across splits: see `vmfcoop data show lungcolon`"):
+        load_dataset("lungcolon")
+
+
+def test_slices_of_one_file_stay_together(tmp_path: Path) -> None:
+    rows = [f"{label}{file}.nii#slice={n},{label}" for label in "ab" for file in range(9) for n in range(3)]
+    for label in "ab":
+        for file in range(9):
+            (tmp_path / f"{label}{file}.nii").touch()
+    (tmp_path / "set.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    data = load_dataset(tmp_path / "set.csv")
+    assert len(data) == 54 and data.leaking_groups() == ()
+    assert data.groups is not None and len(set(data.groups)) == 18
+
+
+def test_window_is_added_to_dicom_and_nifti_alone(tmp_path: Path, make_images: MakeImages) -> None:
+    root = make_images(*CLASS_FILES)
+    for label in "ab":
+        (root / label / "scan.nii.gz").touch()
+        (root / label / "slice.dcm").touch()
+    data = load_dataset(root, window="lung")
+    shown = {path.name for path in data.paths if "#" in path.name}
+    assert shown == {"scan.nii.gz#window=lung", "slice.dcm#window=lung"}
+    assert data.fingerprint != load_dataset(root).fingerprint

@@ -172,9 +172,10 @@ def write_truncated(path: Path) -> None:
         ("drawing.png", lambda p: Image.new("L", (2, 2)).save(p, "EPS"), "truncated or not an image"),
         ("missing.png", lambda p: None, "does not exist"),
         ("folder.png", lambda p: p.mkdir(), "is a folder"),
-        ("scan.dcm", lambda p: p.touch(), "reads PNG, JPEG, TIFF, BMP, WebP"),
-        ("brain.nii.gz", lambda p: p.touch(), "convert it"),
-        ("brain.NII", lambda p: p.touch(), "convert it"),
+        ("scan.dcm", lambda p: p.touch(), "no DICOM file"),
+        ("brain.nii.gz", lambda p: p.touch(), "no NIfTI file"),
+        ("brain.NII", lambda p: p.touch(), "no NIfTI file"),
+        ("missing.png#frame=0", lambda p: None, "does not exist"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, name: str, write: object, says: str) -> None:
@@ -182,7 +183,7 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, write: object, sa
     write(path)
     with pytest.raises(UserError, match=says) as caught:
         read_image(path)
-    assert str(path) in str(caught.value)
+    assert str(path).partition("#")[0] in str(caught.value)
 
 
 def test_every_truncation_of_a_jpeg_is_a_user_error(tmp_path: Path) -> None:
@@ -257,6 +258,86 @@ def test_mode_without_an_rgb_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_image(tmp_path / "a.png")
 
 
-def test_suffixes() -> None:
-    assert is_image_path(Path("a/b.TIFF"))
-    assert not is_image_path(Path("Thumbs.db"))
+def grey_stack(path: Path, values: list[int], key: str) -> None:
+    first, *others = (Image.new("L", (4, 4), value).convert("RGB") for value in values)
+    options = {"lossless": True} if key == "webp" else {}
+    first.save(path, save_all=True, append_images=others, **options)
+
+
+@pytest.mark.parametrize(("suffix", "key"), [("tif", "page"), ("gif", "frame"), ("webp", "frame")])
+def test_page_or_frame_that_is_named(tmp_path: Path, suffix: str, key: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    grey_stack(path, [10, 90, 200], suffix)
+    shown = [pixels(read_image(f"{path}#{key}={index}"))[0][0] for index in range(3)]
+    assert shown == [[10] * 3, [90] * 3, [200] * 3]
+    with pytest.raises(UserError, match=rf"{key} 3; choose 0 to 2"):
+        read_image(f"{path}#{key}=3")
+
+
+def test_frame_of_an_animated_png(tmp_path: Path) -> None:
+    grey_stack(tmp_path / "a.png", [10, 90], "png")
+    assert pixels(read_image(tmp_path / "a.png#frame=1"))[0][0] == [90] * 3
+
+
+def test_pages_have_their_own_size_and_orientation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    second = Image.new("L", (6, 2), 0)
+    second.putpixel((0, 0), 255)
+    second.encoderinfo = {"exif": exif}
+    path = tmp_path / "a.tif"
+    Image.new("L", (4, 4)).save(path, save_all=True, append_images=[second])
+    shown = np.asarray(read_image(f"{path}#page=1"))[:, :, 0]
+    assert shown.shape == (6, 2)
+    assert shown[0, 1] == 255
+    monkeypatch.setattr(image_io, "MAX_PIXELS", 11)
+    with pytest.raises(UserError, match="more pixels"):
+        read_image(f"{path}#page=1")
+
+
+@pytest.mark.parametrize(
+    ("selection", "says"),
+    [
+        ("page=1", "has no page 1; choose the single one, 0"),
+        ("slice=1", "slice= has no meaning for a picture"),
+        ("window=lung", "window= has no meaning for a picture"),
+        ("page=0&frame=0", "same thing"),
+    ],
+)
+def test_selections_that_do_not_fit_a_picture(tmp_path: Path, selection: str, says: str) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=says):
+        read_image(tmp_path / f"a.png#{selection}")
+
+
+def test_no_metadata_is_returned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "DOE^JANE"
+    read = saved(Image.new("RGB", (4, 4)), tmp_path / "a.jpg", exif=exif, dpi=(72, 72), comment=b"DOE")
+    assert read.info == {}
+    assert not read.getexif()
+
+
+def test_names_of_images(tmp_path: Path) -> None:
+    for name in (
+        "a/b.TIFF",
+        "a.dcm",
+        "a.DICOM",
+        "a.nii",
+        "a.NII.GZ",
+        "a.dcm#frame=2",
+        "a.nii.gz#x",
+        "a#1.png",
+    ):
+        assert is_image_path(Path(name)), name
+    for name in ("Thumbs.db", "notes", "a.gz", "a.nii.txt", "#", "1.2.840.1"):
+        assert not is_image_path(Path(name)), name
+
+
+def test_dicom_without_a_suffix_is_told_by_its_content(tmp_path: Path) -> None:
+    magic = bytes(128) + b"DICM"
+    for name in ("IM000001", "1.2.840.113619.2.55", "DICOMDIR", "report.pdf"):
+        (tmp_path / name).write_bytes(magic)
+    (tmp_path / "LICENSE").write_bytes(b"x" * 200)
+    found = {path.name for path in tmp_path.iterdir() if is_image_path(path)}
+    assert found == {"IM000001", "1.2.840.113619.2.55"}

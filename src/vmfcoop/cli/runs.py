@@ -95,6 +95,10 @@ def fit(
         Path | None,
         typer.Option(help="CSV (class,file,group) of images to keep in one split; groups.csv is found."),
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Of DICOM and NIfTI images: center,width or lung, bone, soft-tissue, brain."),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -120,6 +124,7 @@ def fit(
         val_fraction=val_fraction,
         split_seed=split_seed,
         groups=groups,
+        window=window,
         device=device,
     )
     folder = run or Path("runs") / f"{Path(data).resolve().stem}-{method}-{shots}shot-seed{seed}"

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vmfcoop.data.folder import list_folder, list_split_file
+from vmfcoop.data.installed import datasets_folder
 from vmfcoop.data.listing import Listing
-from vmfcoop.data.registry import KNOWN_DATASETS
+from vmfcoop.data.references import parse_reference, with_window
+from vmfcoop.data.registry import KNOWN_DATASETS, REGISTRY
 from vmfcoop.data.splits import SPLITS, split_indices
 from vmfcoop.data.table import list_table, read_groups
 from vmfcoop.errors import UserError, unknown_name
@@ -128,6 +130,7 @@ def load_dataset(
     seed: int = 0,
     groups: Path | None = None,
     class_names: Mapping[str, str] | None = None,
+    window: str | None = None,
 ) -> Dataset:
     """Load the table of a dataset; pixels are read later.
 
@@ -141,7 +144,8 @@ def load_dataset(
 
     Splits that come with the data are kept. Where val alone is missing, ``val_fraction`` of the training
     images becomes val and test stays whole. Data without splits are split by the fractions; groups, from
-    ``groups`` or from a ``groups.csv`` in the folder, then stay on one side. Rows are sorted by path.
+    ``groups`` or from a ``groups.csv`` in the folder, then stay on one side; without any, the slices that a
+    CSV lists of one file do. Rows are sorted by path.
 
     Args:
         spec: Path or registry key.
@@ -150,12 +154,15 @@ def load_dataset(
         seed: Seed of our splits.
         groups: CSV ``class,file,group`` or ``path,group``, paths relative to the folder of the images.
         class_names: Names for prompts by folder name or label; others have underscores made spaces.
+        window: Values shown as black to white in DICOM and NIfTI files that choose none themselves:
+            ``center,width`` or a CT window's name.
 
     Raises:
         UserError: Anything in the files or arguments that the user can mend.
 
     Warns:
-        UserWarning: Splits that come with the data tear a group apart.
+        UserWarning: Splits that come with the data tear a group apart, or the registry knows a fault of the
+            dataset.
     """
     name, listing = _find_listing(spec)
     names = _display_names(listing, class_names or {})
@@ -168,14 +175,19 @@ def load_dataset(
     dataset = Dataset(
         name=name,
         class_names=names,
-        paths=tuple(listing.root / row.file for row in listing.rows),
+        paths=tuple(_windowed(listing.root / row.file, window) for row in listing.rows),
         labels=labels,
         split=split,
         groups=row_groups,
         root=listing.root,
     )
     _warn_of_leaks(dataset, listing.source)
+    _warn_of_known_faults(dataset)
     return dataset
+
+
+def _windowed(path: Path, window: str | None) -> Path:
+    return path if window is None else with_window(path, window)
 
 
 def _find_listing(spec: str | Path) -> tuple[str, Listing]:
@@ -203,10 +215,9 @@ def _unknown_spec(spec: str) -> UserError:
     error = unknown_name("dataset", spec, KNOWN_DATASETS)
     if str(error).endswith("?"):
         return error
-    keys = f"one of the keys {', '.join(sorted(KNOWN_DATASETS))}, " if KNOWN_DATASETS else ""
     return UserError(
-        f"Unknown dataset '{spec}', which is no existing path either; give {keys}a folder of class folders, "
-        "a folder with split_*.json, or a CSV path,label[,group][,split]."
+        f"Unknown dataset '{spec}', which is no existing path either; give a key that `vmfcoop data list` "
+        "prints, a folder of class folders, a folder with split_*.json, or a CSV path,label[,group][,split]."
     )
 
 
@@ -230,18 +241,24 @@ def _display_names(listing: Listing, renamed: Mapping[str, str]) -> tuple[str, .
 
 
 def _groups_of(listing: Listing, given: Path | None) -> NDArray[np.str_] | None:
-    """Groups from the file given, else from the CSV's own column, else from groups.csv beside the images."""
+    """Groups of the file given, else the CSV's own column, else groups.csv beside the images, else files."""
     if given is None and listing.has_groups:
         return np.array([row.group for row in listing.rows], np.str_)
     found = listing.root / "groups.csv"
     if given is None and (listing.source.suffix.lower() == ".csv" or not found.is_file()):
-        return None
+        return _groups_by_file(listing)
     source = found if given is None else Path(given)
     by_file = read_groups(source)
     files = [row.file for row in listing.rows]
     _check_same_files(source, sorted(by_file.keys() - set(files)), "lists", "not in the dataset", "remove")
     _check_same_files(source, [f for f in files if f not in by_file], "lacks", "of the dataset", "add")
     return np.array([by_file[file] for file in files], np.str_)
+
+
+def _groups_by_file(listing: Listing) -> NDArray[np.str_] | None:
+    """Slices of one volume belong together; None where no file is listed twice."""
+    files = [str(parse_reference(row.file).file) for row in listing.rows]
+    return np.array(files, np.str_) if len(set(files)) < len(files) else None
 
 
 def _check_same_files(source: Path, files: list[str], verb: str, where: str, mend: str) -> None:
@@ -280,6 +297,18 @@ def _warn_of_leaks(dataset: Dataset, source: Path) -> None:
         warnings.warn(
             f"{source} puts {len(leaking)} groups in more than one split, the first being '{leaking[0]}'; "
             "test figures will look better than they are.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_known_faults(dataset: Dataset) -> None:
+    known = REGISTRY.get(dataset.name)
+    if known is None or known.classes_proposed or not dataset.root.is_relative_to(datasets_folder()):
+        return
+    if known.caveat:
+        warnings.warn(
+            f"{dataset.name} has a known fault, {known.caveat}: see `vmfcoop data show {dataset.name}`.",
             UserWarning,
             stacklevel=3,
         )

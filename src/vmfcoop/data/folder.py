@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmfcoop.data.image_io import is_image_path, is_volume_path
+from vmfcoop.data.image_io import is_image_path
 from vmfcoop.data.listing import SPLIT_ALIASES, Listing, Row, check_files_exist
 from vmfcoop.errors import UserError
 
@@ -138,12 +138,10 @@ def _images_in(folder: Path, root: Path) -> list[str]:
     """Paths of a class folder's images relative to the root; UserError where there is none."""
     files = [path for path in _visible_files(folder) if is_image_path(path)]
     if not files:
-        volumes = sum(is_volume_path(path) for path in _visible_files(folder))
-        found = f"only {volumes} DICOM or NIfTI files" if volumes else "no images"
-        mend = (
-            "convert them to PNG" if volumes else "add images (PNG, JPEG, TIFF, BMP, WebP, GIF) or remove it"
+        raise UserError(
+            f"Class folder {folder} holds no images; add some (PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM or "
+            "NIfTI) or remove it."
         )
-        raise UserError(f"Class folder {folder} holds {found}; {mend}.")
     return [path.relative_to(root).as_posix() for path in files]
 
 

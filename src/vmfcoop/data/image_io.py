@@ -9,10 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vmfcoop.data.dicom import read_dicom
+from vmfcoop.data.display import too_many_pixels
+from vmfcoop.data.nifti import read_nifti
+from vmfcoop.data.references import (
+    DICOM_SUFFIXES,
+    NIFTI_SUFFIXES,
+    ImageReference,
+    file_kind,
+    has_dicom_magic,
+    parse_reference,
+)
 from vmfcoop.errors import UserError
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", *DICOM_SUFFIXES, *NIFTI_SUFFIXES}
 )
 
 MAX_PIXELS = 178_956_970
@@ -20,72 +31,94 @@ MAX_PIXELS = 178_956_970
 
 # Named formats only: Pillow would otherwise hand an EPS to Ghostscript, whatever its suffix says.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-_VOLUME_SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz")
+_SUFFIXES = tuple(sorted(IMAGE_SUFFIXES))
 # Depths of real detectors. 10 bits are left out: a dark 12-bit image would pass for a bright 10-bit one.
 _WHITE_LEVELS = (255, 4095, 16383, 65535)
 
 
 def is_image_path(path: Path) -> bool:
-    """Whether the file name ends as one of the image formats that are read.
+    """Whether the file name ends as one of the formats that are read, or the file is DICOM without a suffix.
+
+    A selection after a '#' does not count. Names without a suffix, and those that end in a number as UIDs do,
+    are looked into for DICOM's magic bytes; the index DICOMDIR is no image.
 
     Example:
-        >>> is_image_path(Path("scan.PNG")), is_image_path(Path("notes.txt"))
-        (True, False)
+        >>> is_image_path(Path("scan.PNG")), is_image_path(Path("brain.nii.gz#slice=3"))
+        (True, True)
+        >>> is_image_path(Path("notes.txt"))
+        False
     """
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def is_volume_path(path: Path) -> bool:
-    """Whether the file name ends as DICOM or NIfTI, which this version does not read.
-
-    Example:
-        >>> is_volume_path(Path("brain.nii.gz"))
-        True
-    """
-    return path.name.lower().endswith(_VOLUME_SUFFIXES)
+    file = path
+    if not path.name.lower().endswith(_SUFFIXES) and "#" in path.name:
+        file = path.with_name(path.name.rpartition("#")[0] or path.name)
+    if file.name.lower().endswith(_SUFFIXES):
+        return True
+    looked_into = not file.suffix or file.suffix[1:].isdecimal()
+    return looked_into and file.name.upper() != "DICOMDIR" and file.is_file() and has_dicom_magic(file)
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """Read an image file as RGB, upright by its EXIF orientation.
+    """Read an image as RGB, without any of the file's metadata.
 
-    The format is told from the content, not from the suffix; of an animation or a multi-page TIFF the
-    first frame counts. ``as_rgb`` says how grey, deep, floating-point and transparent pixels become RGB.
+    The path may carry a selection, as ``parse_reference`` reads it: ``stack.tif#page=2``,
+    ``cine.dcm#frame=3&window=40,400``, ``scan.nii.gz#axis=2&slice=40``.
+
+    Pictures (PNG, JPEG, TIFF, BMP, WebP, GIF) are told apart by their content, not by their suffix, and
+    turned upright by their EXIF orientation; of an animation or a multi-page TIFF the first frame counts
+    unless ``frame`` or ``page`` names another. ``as_rgb`` says how grey, deep, floating-point and transparent
+    pixels become RGB. ``read_dicom`` and ``read_nifti`` say how these two are shown.
 
     Returns:
         Picture in mode ``RGB``.
 
     Raises:
         UserError: The file is missing, a folder, empty, truncated, not an image, larger than
-            ``MAX_PIXELS``, or DICOM or NIfTI.
+            ``MAX_PIXELS``, needs a decoder that is not installed, or has no such page, frame or slice.
     """
-    path = Path(path)
-    _check_file(path)
+    reference = parse_reference(path)
+    _check_file(reference.file)
+    kind = file_kind(reference.file)
+    if kind == "dicom":
+        return read_dicom(reference, MAX_PIXELS)
+    if kind == "nifti":
+        return read_nifti(reference, MAX_PIXELS)
+    return _read_picture(reference)
+
+
+def _read_picture(reference: ImageReference) -> Image.Image:
+    reference.require_only("a picture that is neither DICOM nor NIfTI", "page", "frame")
+    file = reference.file
     try:
         # From an open file: given a path, Pillow maps plain TIFFs into memory, and then garbles those whose
         # orientation swaps width and height.
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with file.open("rb") as stream, Image.open(stream, formats=_FORMATS) as image:
+            _turn_to(image, reference)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return as_rgb(ImageOps.exif_transpose(image))
+            picture = as_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(
-            f"{path} has more pixels than the {MAX_PIXELS / 1e6:.0f} million that are read; downscale it."
-        ) from error
+        raise too_many_pixels(file, MAX_PIXELS) from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{reference}: {error}") from error
     except PermissionError as error:
-        raise UserError(f"{path} may not be read; change its permissions.") from error
+        raise UserError(f"{file} may not be read; change its permissions.") from error
     # Damaged files make the decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError.
     except Exception as error:
-        raise UserError(f"{path} is truncated or not an image; replace or remove it.") from error
+        raise UserError(f"{file} is truncated or not an image; replace or remove it.") from error
+    picture.info = {}
+    return picture
+
+
+def _turn_to(image: Image.Image, reference: ImageReference) -> None:
+    """Go to the page or frame that is chosen."""
+    if reference.page is not None and reference.frame is not None:
+        raise UserError("page and frame are the same thing here; keep one of them.")
+    key = "frame" if reference.page is None else "page"
+    if reference.page is not None or reference.frame is not None:
+        image.seek(reference.index(key, getattr(image, "n_frames", 1), 0))
 
 
 def _check_file(path: Path) -> None:
-    if is_volume_path(path):
-        raise UserError(
-            f"{path} is DICOM or NIfTI, but this version reads PNG, JPEG, TIFF, BMP, WebP and GIF; "
-            "convert it to one of these."
-        )
     if path.is_dir():
         raise UserError(f"{path} is a folder, not an image; name an image file in it.")
     if not path.exists():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmfcoop.data.references import parse_reference
 from vmfcoop.errors import UserError
 
 SPLIT_ALIASES: dict[str, str] = {
@@ -71,8 +72,11 @@ class Listing:
 
 
 def check_files_exist(source: Path, root: Path, files: Sequence[str]) -> None:
-    """Raise UserError naming the first listed file that is missing, and how many are."""
-    missing = [file for file in files if not (root / file).is_file()]
+    """Raise UserError naming the first listed file that is missing, and how many are.
+
+    Files may carry a selection (``scan.nii.gz#slice=40``); a malformed one is a UserError too.
+    """
+    missing = [file for file in files if not parse_reference(root / file).file.is_file()]
     if missing:
         raise UserError(
             f"{source} lists {len(missing)} of {len(files)} files that are missing, the first being "
