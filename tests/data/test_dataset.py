@@ -432,7 +432,7 @@ def test_slices_of_one_file_stay_together(tmp_path: Path) -> None:
 
 def test_window_is_added_to_dicom_and_nifti_alone(tmp_path: Path, make_images: MakeImages) -> None:
     root = make_images(*CLASS_FILES)
-    for label in "ab":
+    for label in ("glioma_tumor", "normal_brain"):
         (root / label / "scan.nii.gz").touch()
         (root / label / "slice.dcm").touch()
     data = load_dataset(root, window="lung")
