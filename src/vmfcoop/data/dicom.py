@@ -108,9 +108,9 @@ def _default_grey(
     """Grey in [0, 1] by the file's own VOI LUT or window, or by what the values are."""
     voi = _describing(header, frame, "FrameVOILUTSequence")
     if voi.get("VOILUTSequence"):
-        return _looked_up(
-            values, voi.VOILUTSequence[0], little_endian=header.original_encoding[1] is not False
-        )
+        lut = voi.VOILUTSequence[0]
+        white = 2.0 ** int(lut.LUTDescriptor[2]) - 1
+        return np.clip(_looked_up(values, lut, header) / white, 0.0, 1.0)
     window = _first_window(voi)
     if window is not None:
         return apply_window(values, window, _window_shape(voi))

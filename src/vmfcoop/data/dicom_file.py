@@ -204,14 +204,16 @@ def decode(file: Path, source: DicomSource, frame: int, frames: int, max_pixels:
         UserError: No decoder is there, the compressed frame states more pixels than ``max_pixels``, or the
             pixel data are damaged, truncated or absent.
     """
-    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels import pixel_array
 
-    bits = int(source.header.get("BitsStored") or 8)
+    plugin = ""
     if source.syntax.is_encapsulated:
-        _require_decoder(file, source.syntax, bits)
+        plugin = _decoder_plugin(file, source)
         _check_coded_size(file, source, frame, frames, max_pixels)
     try:
-        stored: NDArray[Any] = pixel_array(source.stream or source.header, index=frame)
+        stored: NDArray[Any] = pixel_array(
+            source.stream or source.header, index=frame, decoding_plugin=plugin
+        )
         return stored
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -219,34 +221,45 @@ def decode(file: Path, source: DicomSource, frame: int, frames: int, max_pixels:
         raise UserError(f"{file} does not fit into memory; downscale it.") from None
     # Not Exception alone: a decoder written in Rust may panic, which Python sees as a BaseException.
     except BaseException:
-        syntax = source.syntax
-        if syntax.is_encapsulated and "gdcm" not in get_decoder(syntax).available_plugins:
+        if _another_decoder_may_help(source.syntax):
             raise UserError(
-                f"{file} is compressed as {syntax.name} and could not be decoded; "
-                f"install more decoders with {_EXTRA}, or copy it again if it is damaged."
+                f"{file} is compressed as {source.syntax.name} and could not be decoded; install another "
+                f"decoder with {_EXTRA}, or copy it again if it is damaged."
             ) from None
         raise UserError(f"{file} has damaged, truncated or no pixel data; copy it again.") from None
 
 
-def _require_decoder(file: Path, syntax: UID, bits: int) -> None:
+def _decoder_plugin(file: Path, source: DicomSource) -> str:
+    """The plugin of pydicom's to decode with, empty to try those that are installed."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import JPEGExtended12Bit
 
+    from vmfcoop.data import dicom_codecs
+
+    syntax = source.syntax
+    dicom_codecs.register()
     try:
-        decoder = get_decoder(syntax)
+        plugins = set(get_decoder(syntax).available_plugins)
     except NotImplementedError:
-        decoder = None
-    twelve_bits = syntax == JPEGExtended12Bit and bits > 8
-    if decoder is None or (twelve_bits and "pylibjpeg" not in decoder.available_plugins):
         raise UserError(
-            f"{file} is compressed as {syntax.name}{' with 12 bits' if twelve_bits else ''}, which "
-            "is not read; convert it to an uncompressed transfer syntax."
-        )
-    if not decoder.is_available:
+            f"{file} is compressed as {syntax.name}, which is not read; convert it to an uncompressed "
+            "transfer syntax."
+        ) from None
+    twelve_bits = syntax == JPEGExtended12Bit and int(source.header.get("BitsStored") or 8) > 8
+    if not plugins - ({"pillow", "gdcm"} if twelve_bits else set()):
         raise UserError(
-            f"{file} is compressed as {syntax.name} and no decoder for that is installed; "
-            f"install one with {_EXTRA}."
+            f"{file} is compressed as {syntax.name}{' with 12 bits' if twelve_bits else ''} and no decoder "
+            f"for that is installed; install one with {_EXTRA}."
         )
+    return dicom_codecs.PLUGIN if dicom_codecs.PLUGIN in plugins else ""
+
+
+def _another_decoder_may_help(syntax: UID) -> bool:
+    """Whether JPEG 2000 was left to Pillow, which reads a part of it only."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEG2000TransferSyntaxes
+
+    return syntax in JPEG2000TransferSyntaxes and "pylibjpeg" not in get_decoder(syntax).available_plugins
 
 
 def _check_coded_size(file: Path, source: DicomSource, frame: int, frames: int, max_pixels: int) -> None:
