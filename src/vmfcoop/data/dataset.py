@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from vmfcoop.data.folder import list_folder, list_split_file
 from vmfcoop.data.installed import datasets_folder
 from vmfcoop.data.listing import Listing
-from vmfcoop.data.references import parse_reference, with_window
+from vmfcoop.data.patients import own_groups
+from vmfcoop.data.references import with_window
 from vmfcoop.data.registry import KNOWN_DATASETS, REGISTRY
 from vmfcoop.data.splits import SPLITS, split_indices
 from vmfcoop.data.table import list_table, read_groups
@@ -144,8 +145,8 @@ def load_dataset(
 
     Splits that come with the data are kept. Where val alone is missing, ``val_fraction`` of the training
     images becomes val and test stays whole. Data without splits are split by the fractions; groups, from
-    ``groups`` or from a ``groups.csv`` in the folder, then stay on one side; without any, the slices that a
-    CSV lists of one file do. Rows are sorted by path.
+    ``groups`` or from a ``groups.csv`` in the folder, then stay on one side; without any, DICOM images of one
+    patient and slices of one file do (``own_groups``). Rows are sorted by path.
 
     Args:
         spec: Path or registry key.
@@ -171,7 +172,8 @@ def load_dataset(
     try:
         split = _settle_splits(listing, labels, row_groups, names, (val_fraction, test_fraction), seed)
     except UserError as error:
-        raise UserError(f"{listing.source}: {error}") from error
+        hint = "" if row_groups is None else " A group (a patient, a volume) stays in one split."
+        raise UserError(f"{listing.source}: {error}{hint}") from error
     dataset = Dataset(
         name=name,
         class_names=names,
@@ -241,24 +243,18 @@ def _display_names(listing: Listing, renamed: Mapping[str, str]) -> tuple[str, .
 
 
 def _groups_of(listing: Listing, given: Path | None) -> NDArray[np.str_] | None:
-    """Groups of the file given, else the CSV's own column, else groups.csv beside the images, else files."""
+    """Groups from the file given, the CSV's column, groups.csv beside the images, or the images themselves."""
     if given is None and listing.has_groups:
         return np.array([row.group for row in listing.rows], np.str_)
     found = listing.root / "groups.csv"
     if given is None and (listing.source.suffix.lower() == ".csv" or not found.is_file()):
-        return _groups_by_file(listing)
+        return own_groups([listing.root / row.file for row in listing.rows])
     source = found if given is None else Path(given)
     by_file = read_groups(source)
     files = [row.file for row in listing.rows]
     _check_same_files(source, sorted(by_file.keys() - set(files)), "lists", "not in the dataset", "remove")
     _check_same_files(source, [f for f in files if f not in by_file], "lacks", "of the dataset", "add")
     return np.array([by_file[file] for file in files], np.str_)
-
-
-def _groups_by_file(listing: Listing) -> NDArray[np.str_] | None:
-    """Slices of one volume belong together; None where no file is listed twice."""
-    files = [str(parse_reference(row.file).file) for row in listing.rows]
-    return np.array(files, np.str_) if len(set(files)) < len(files) else None
 
 
 def _check_same_files(source: Path, files: list[str], verb: str, where: str, mend: str) -> None:
