@@ -243,7 +243,7 @@ def _display_names(listing: Listing, renamed: Mapping[str, str]) -> tuple[str, .
 
 
 def _groups_of(listing: Listing, given: Path | None) -> NDArray[np.str_] | None:
-    """Groups from the file given, the CSV's column, groups.csv beside the images, or the images themselves."""
+    """Groups from the file given, the CSV's column, groups.csv beside the images, or the images' own."""
     if given is None and listing.has_groups:
         return np.array([row.group for row in listing.rows], np.str_)
     found = listing.root / "groups.csv"
