@@ -87,8 +87,8 @@ def test_run_directory_holds_the_cell_of_the_table(result: dict[str, Any], folde
     assert run.record["backbone"]["spec"] == "phantom" and run.record["support"]["shots"] == 16
     assert run.metrics["accuracy"] == result["accuracy"]["vMFCoOp"][2][0]
     request = FitRequest(result["data"], backbone="phantom")
-    encoder, table, bank = CachedEncoder(load_backbone("phantom", "cpu")), request.dataset(), request.bank()
-    assert bank is not None
+    encoder, table = CachedEncoder(load_backbone("phantom", "cpu")), request.dataset()
+    bank = request.bank(table.class_names)
     support = draw_support(encoder, table, bank, shots=16, seed=1)
     fitted = make_method("vmfcoop", {"seed": 1}).fit(support, encoder)
     assert run.metrics["accuracy"] == pytest.approx(split_metrics(encoder, table, fitted)["accuracy"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
 from vmfcoop.data.few_shot import FewShotIndices
 from vmfcoop.data.phantoms import PHANTOMS, materialise
 from vmfcoop.data.references import parse_reference, with_window
-from vmfcoop.descriptions import DescriptionBank, load_descriptions, packaged_descriptions
+from vmfcoop.descriptions import DescriptionBank, bank_for
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation import classification_metrics
 from vmfcoop.features import CachedEncoder
@@ -41,8 +41,8 @@ class FitRequest:
         shots: K, support images a class.
         seed: of the support set and of training.
         val_shots: validation images a class; default ``min(K, 4)``.
-        descriptions: JSON file of class descriptions; without, the package's own for a dataset key that it
-            has some for, else templates.
+        descriptions: JSON or TXT file of class descriptions, or a key that the package has some for; without,
+            the package's own of the data's key, else templates.
         class_names: display names by folder name.
         views: cached views of a support image.
         test_fraction, val_fraction, split_seed: of the split, where the data brings none.
@@ -80,11 +80,9 @@ class FitRequest:
             window=self.window,
         )
 
-    def bank(self) -> DescriptionBank | None:
-        """The descriptions that were asked for, else the package's own of the data, else None."""
-        if self.descriptions:
-            return load_descriptions(self.descriptions)
-        return None if Path(self.data).exists() else packaged_descriptions(self.data)
+    def bank(self, class_names: Sequence[str]) -> DescriptionBank:
+        """The descriptions that were asked for, else the package's own of the data, else templates."""
+        return bank_for(self.data, class_names, self.descriptions)
 
 
 class Stopwatch:
@@ -122,9 +120,7 @@ def run_fit(
         draw_phantoms(request.data, progress)
         table = request.dataset()
         chosen = sample_support(table, request.shots, request.seed, request.val_shots)
-        bank = request.bank()
-        if bank:
-            bank.for_classes(table.class_names)
+        bank = request.bank(table.class_names)
     with watch.phase("load backbone"):
         encoder = _load_encoder(request.backbone, request.device, progress)
     with watch.phase("image features"):
@@ -155,9 +151,9 @@ def run_fit(
         "data": _describe_data(request, table),
         "support": _describe_support(request, table, chosen),
         "descriptions": {
-            "source": classifier.descriptions_.source,
-            "fingerprint": classifier.descriptions_.fingerprint,
-            "per_class": [len(texts) for texts in classifier.descriptions_.for_classes(table.class_names)],
+            "source": bank.source,
+            "fingerprint": bank.fingerprint,
+            "per_class": [len(texts) for texts in bank.for_classes(table.class_names)],
         },
         "threads": torch.get_num_threads(),
     }

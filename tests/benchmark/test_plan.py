@@ -173,3 +173,9 @@ def test_estimate_learns_by_method(make_recipe):
 def test_method_rows_are_checked_in_python_too():
     with pytest.raises(ValueError, match="Unknown method 'cop'"):
         MethodEntry(name="cop")
+
+
+def test_datasets_without_descriptions_are_noted_where_a_method_reads_them(make_recipe):
+    (note,) = plan(make_recipe(methods=["zero-shot", "vmfcoop"])).notes
+    assert note.startswith("brain: no descriptions")
+    assert not plan(make_recipe(methods=["zero-shot", "coop"])).notes

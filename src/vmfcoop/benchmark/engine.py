@@ -81,12 +81,14 @@ class Outcome:
         reused: jobs that were there, or that another run computed meanwhile.
         failed: what went wrong in the others.
         seconds: wall time.
+        notes: of the plan.
     """
 
     done: int
     reused: int
     failed: tuple[Failure, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 Execute = Callable[[Sequence[Task]], Iterator[tuple[Task, "list[Report] | Died"]]]
@@ -145,7 +147,8 @@ def run_benchmark(
                     time.sleep(POLL if pending else 0)
         finally:
             folder.drop_claims(run)
-    return Outcome(ledger.done, ledger.reused, tuple(ledger.failed), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Outcome(ledger.done, ledger.reused, tuple(ledger.failed), seconds, the_plan.notes)
 
 
 def _engine(

@@ -15,6 +15,7 @@ from vmfcoop.benchmark.processes import cores, one_thread
 from vmfcoop.benchmark.recipe import ABLATED_METHOD, ABLATION, MethodEntry, Recipe
 from vmfcoop.benchmark.results import BenchFolder, BudgetName, Job, PlannedCell, ProtocolName, Section
 from vmfcoop.data import sample_support
+from vmfcoop.descriptions import TEMPLATE_SOURCE
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation.protocols import MIN_CLASSES, Result, on_budget
 from vmfcoop.features import CachedEncoder
@@ -34,7 +35,7 @@ class Plan:
         recipe: the recipe.
         cells: every cell of its tables.
         jobs: every different job by its hash; several cells may share one.
-        notes: what was left out, and why.
+        notes: what was left out, and why; datasets without descriptions.
         text_seconds: by backbone, seconds that its text tower takes for one short text, measured.
     """
 
@@ -123,7 +124,7 @@ def plan(recipe: Recipe, materials: Materials | None = None, progress: ProgressR
     materials.read_data()
     cells: list[PlannedCell] = []
     jobs: dict[str, Job] = {}
-    notes: dict[str, None] = {}
+    notes = dict.fromkeys(_undescribed(materials))
     text_seconds: dict[str, float] = {}
     for backbone in recipe.backbones:
         text_seconds[backbone] = _seconds_of_a_text(materials.encoder(backbone))
@@ -134,6 +135,16 @@ def plan(recipe: Recipe, materials: Materials | None = None, progress: ProgressR
     if not jobs:
         raise UserError(f"The recipe '{recipe.name}' comes to no job: {' '.join(notes)}")
     return Plan(recipe, tuple(cells), jobs, tuple(notes), text_seconds)
+
+
+def _undescribed(materials: Materials) -> Iterator[str]:
+    """Notes on datasets whose class names stand in for descriptions that a method of the recipe reads."""
+    recipe = materials.recipe
+    ablated = "ablation" in recipe.protocols
+    if ablated or any(METHODS[row.name].reads_descriptions for row in recipe.methods):
+        for entry in recipe.data:
+            if materials.data(entry.name).bank.source == TEMPLATE_SOURCE:
+                yield f"{entry.name}: no descriptions; methods that read them have templates with the names."
 
 
 def _points(materials: Materials, backbone: str, notes: dict[str, None]) -> Iterator[_Point]:

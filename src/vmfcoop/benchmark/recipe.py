@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vmfcoop.data import KNOWN_DATASETS, Dataset, load_dataset
-from vmfcoop.descriptions import DescriptionBank, load_descriptions, packaged_descriptions, template_bank
+from vmfcoop.descriptions import DescriptionBank, bank_for
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.evaluation.protocols import BASE_TO_NOVEL_SHOTS, EQUAL_BATCH_SIZE, EQUAL_EPOCHS, Budget
 from vmfcoop.methods import METHODS, make_method
@@ -41,8 +41,8 @@ class DataEntry(_Part):
     Attributes:
         spec: a dataset key, or the path of a folder, a split JSON or a CSV.
         name: in tables; default the key, or the folder's or file's name.
-        descriptions: JSON of class descriptions; without, the package's own for a key that it has some for,
-            else filled templates.
+        descriptions: JSON or TXT of class descriptions, or a key that the package has some for; without, the
+            package's own of the spec's key, else filled templates.
         groups: CSV of groups that a split keeps together.
         class_names: names for prompts by folder name or label.
         test_fraction, val_fraction, split_seed: of the split, where the data bring none.
@@ -91,12 +91,7 @@ class DataEntry(_Part):
         Raises:
             UserError: the file is at fault, or lacks a class.
         """
-        given = (
-            load_descriptions(self.descriptions) if self.descriptions else packaged_descriptions(self.spec)
-        )
-        bank = given or template_bank(class_names)
-        bank.for_classes(class_names)
-        return bank
+        return bank_for(self.spec, class_names, self.descriptions)
 
 
 class MethodEntry(_Part):

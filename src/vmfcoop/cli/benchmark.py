@@ -61,6 +61,8 @@ def benchmark(
         outcome = run_benchmark(
             the_recipe, place, engine.value, jobs=jobs, ray_address=ray_address, progress=progress
         )
+    for note in outcome.notes:
+        err.print(f"Note: {escape(note)}", soft_wrap=True, highlight=False)
     for failure in outcome.failed:
         err.print(f"[bold red]Failed:[/] {escape(failure.job)}: {escape(failure.message)}", soft_wrap=True)
     summary = {"done": outcome.done, "reused": outcome.reused, "failed": len(outcome.failed)}

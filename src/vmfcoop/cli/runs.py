@@ -72,7 +72,10 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the support set and of training.", min=0)] = 1,
     descriptions: Annotated[
         Path | None,
-        typer.Option(help="JSON of class descriptions; without, the package's own or filled templates."),
+        typer.Option(
+            help="JSON or TXT of class descriptions, or a key as btmri for the package's; without, the "
+            "package's of DATA's key, or filled templates."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method, key=value; repeatable.")
@@ -106,6 +109,8 @@ def fit(
 
     Example: [bold]vmfcoop fit lesions/ --shots 16 --descriptions lesions.json --out runs/lesions[/]
     """
+    from vmfcoop.descriptions.bank import TEMPLATE_SOURCE, TEMPLATES
+    from vmfcoop.methods import METHODS
     from vmfcoop.pipeline import FitRequest, run_fit
     from vmfcoop.reporting.terminal import metrics_table
 
@@ -130,12 +135,17 @@ def fit(
     folder = run or Path("runs") / f"{Path(data).resolve().stem}-{method}-{shots}shot-seed{seed}"
     with progress_shown() as progress:
         done = run_fit(request, folder, overwrite, ["vmfcoop", *sys.argv[1:]], progress)
-    if done.record["descriptions"]["source"] == "templates" and method == "vmfcoop":
+    source = done.record["descriptions"]["source"]
+    if source == TEMPLATE_SOURCE and METHODS[method].reads_descriptions:
         err.print(
-            "No descriptions were given: the class fields were fitted to templates filled with the names."
+            f"No descriptions: {METHODS[method].title} had {len(TEMPLATES)} templates filled with the class "
+            "names in their place. --descriptions FILE.json or FILE.txt takes yours, and "
+            "`vmfcoop descriptions generate` has a language model write some.",
+            soft_wrap=True,
+            highlight=False,
         )
     if as_json:
-        print(json.dumps({"run": str(folder), **done.metrics}))
+        print(json.dumps({"run": str(folder), "descriptions": source, **done.metrics}))
         return
     out.print(metrics_table(f"{method}, {shots} shots a class, seed {seed}: test split", done.metrics))
     seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in done.metrics["seconds"].items())
