@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from vmfcoop.descriptions import DescriptionBank, load_descriptions, template_bank
+from vmfcoop.descriptions import (
+    DescriptionBank,
+    load_descriptions,
+    packaged_descriptions,
+    template_bank,
+)
+from vmfcoop.descriptions.bank import read_texts
 from vmfcoop.errors import UserError
 
 TEXTS = {"glioma tumor": ["a glioma.", " a mass. "], "normal z-line": ["a line.", "a border."]}
@@ -89,7 +95,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_not_text(tmp_path: Path) -> None:
     path = tmp_path / "bank.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"bank\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"bank\.json is not UTF-8 text"):
         load_descriptions(path)
 
 
@@ -109,3 +115,92 @@ def test_shared_descriptions(name: str, n_classes: int) -> None:
     bank = load_descriptions(Path(folder) / "descriptions" / f"{name}.json")
     folders = sorted(path.name for path in (Path(folder) / "data" / name).iterdir() if path.is_dir())
     assert [len(texts) for texts in bank.for_classes(folders)] == [50] * n_classes
+
+
+TXT = """\ufeff
+# Glioma tumor
+- A dark mass.
+* A bright rim.
+1. An irregular border.
+2) A wide halo of swelling.
+
+normal brain:
+1.5 cm of cortex at every place.
+No mass on this scan: the midline is straight.
+(3) Even ventricles.
+## kidney: left
+\u2022 One.
+Two.
+"""
+
+
+def test_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "bank.TXT"
+    path.write_text(TXT, encoding="utf-8")
+    bank = load_descriptions(path)
+    assert bank.descriptions == {
+        "Glioma tumor": ("A dark mass.", "A bright rim.", "An irregular border.", "A wide halo of swelling."),
+        "normal brain": (
+            "1.5 cm of cortex at every place.",
+            "No mass on this scan: the midline is straight.",
+            "Even ventricles.",
+        ),
+        "kidney: left": ("One.", "Two."),
+    }
+    assert bank.source == str(path) and bank.meta == {}
+
+
+def test_text_file_with_windows_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "bank.txt"
+    path.write_bytes(b"# a\r\nOne.\r\nTwo.\r\n")
+    assert load_descriptions(path).descriptions == {"a": ("One.", "Two.")}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("A mass.\n# a\nx\ny\n", r"line 1: a text comes before the first class"),
+        ("\n#\nx\n", r"line 2: the class has no name"),
+        ("# a\nx\ny\n:\nz\n", r"line 4: the class has no name"),
+        ("# a\nx\ny\n\na:\nz\n", r"line 5: 'a' began on line 1 already"),
+        ("# a\nx\ny\n# b\n\n# c\nz\nw\n", r"line 4: 'b' has no texts"),
+        ("# a\nx\n", "1 different descriptions of 'a'"),
+        ("# a b\nx\ny\n# A_b\nx\ny\n", "both 'a b' and 'A_b'"),
+        ("", "no classes"),
+    ],
+)
+def test_errors_of_text_files_name_the_line(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "bank.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=says) as caught:
+        load_descriptions(path)
+    assert str(path) in str(caught.value)
+
+
+def test_text_file_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "bank.txt"
+    path.write_text("# a\nx\ny\n", encoding="utf-16")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        load_descriptions(path)
+
+
+def test_packaged_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    packaged = packaged_descriptions("phantom-fundus")
+    assert packaged is not None
+    for spec in ("phantom-fundus", Path("phantom-fundus")):
+        found = load_descriptions(spec)
+        assert (found.fingerprint, found.source) == (packaged.fingerprint, packaged.source)
+    with pytest.raises(UserError, match=r"phantom-fundos does not exist; did you mean .*'phantom-fundus'"):
+        load_descriptions("phantom-fundos")
+
+
+def test_a_file_goes_before_a_packaged_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("phantom-fundus").write_text(json.dumps(TEXTS))
+    assert set(load_descriptions("phantom-fundus").descriptions) == set(TEXTS)
+
+
+def test_texts_are_read_with_their_faults(tmp_path: Path) -> None:
+    found = read_texts(written(tmp_path, {"source": "x", "descriptions": {"a": ["", " b "], "c": []}}))
+    assert found.descriptions == {"a": ("", "b"), "c": ()} and found.meta == {"source": "x"}

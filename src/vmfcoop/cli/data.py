@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vmfcoop.cli import data_checks
 from vmfcoop.cli.common import Json, err, escape, out, progress_shown
 from vmfcoop.errors import UserError
 
@@ -128,6 +129,10 @@ def _phantom_facts(key: str) -> dict[str, Any]:
 
     dataset = PHANTOMS[key]
     return {"key": key, "title": dataset.title, "class_names": list(dataset.class_names), "drawn": True}
+
+
+group.command("verify")(data_checks.verify)
+group.command("import")(data_checks.import_dataset)
 
 
 @group.command("contact-sheet")

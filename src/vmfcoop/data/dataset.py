@@ -165,12 +165,12 @@ def load_dataset(
         UserWarning: Splits that come with the data tear a group apart, or the registry knows a fault of the
             dataset.
     """
-    name, listing = _find_listing(spec)
+    name, listing = find_listing(spec)
     names = _display_names(listing, class_names or {})
-    row_groups = _groups_of(listing, groups)
+    row_groups = groups_of(listing, groups)
     labels = np.array([row.label for row in listing.rows], np.int64)
     try:
-        split = _settle_splits(listing, labels, row_groups, names, (val_fraction, test_fraction), seed)
+        split = settle_splits(listing, labels, row_groups, names, (val_fraction, test_fraction), seed)
     except UserError as error:
         hint = "" if row_groups is None else " A group (a patient, a volume) stays in one split."
         raise UserError(f"{listing.source}: {error}{hint}") from error
@@ -192,17 +192,19 @@ def _windowed(path: Path, window: str | None) -> Path:
     return path if window is None else with_window(path, window)
 
 
-def _find_listing(spec: str | Path) -> tuple[str, Listing]:
+def find_listing(spec: str | Path) -> tuple[str, Listing]:
+    """Name and images of a data spec, before groups and splits are settled; errors as ``load_dataset``."""
     path = Path(spec).expanduser()
     if path.exists():
         name = path.resolve().name if path.is_dir() else path.stem
-        return name, _list_path(path)
+        return name, list_path(path)
     if str(spec) in KNOWN_DATASETS:
-        return str(spec), _list_path(KNOWN_DATASETS[str(spec)]())
+        return str(spec), list_path(KNOWN_DATASETS[str(spec)]())
     raise _unknown_spec(str(spec))
 
 
-def _list_path(path: Path) -> Listing:
+def list_path(path: Path) -> Listing:
+    """Images of a folder, a CSV or a split file; errors as ``load_dataset``."""
     readers = {".csv": list_table, ".json": list_split_file}
     if path.is_dir():
         return list_folder(path)
@@ -242,7 +244,7 @@ def _display_names(listing: Listing, renamed: Mapping[str, str]) -> tuple[str, .
     return names
 
 
-def _groups_of(listing: Listing, given: Path | None) -> NDArray[np.str_] | None:
+def groups_of(listing: Listing, given: Path | None) -> NDArray[np.str_] | None:
     """Groups from the file given, the CSV's column, groups.csv beside the images, or the images' own."""
     if given is None and listing.has_groups:
         return np.array([row.group for row in listing.rows], np.str_)
@@ -264,7 +266,7 @@ def _check_same_files(source: Path, files: list[str], verb: str, where: str, men
         )
 
 
-def _settle_splits(
+def settle_splits(
     listing: Listing,
     labels: NDArray[np.int64],
     groups: NDArray[np.str_] | None,
@@ -272,6 +274,11 @@ def _settle_splits(
     fractions: tuple[float, float],
     seed: int,
 ) -> NDArray[np.str_]:
+    """The listing's own splits, or ours by ``split_indices`` where it has none.
+
+    Args:
+        fractions: shares of val and test.
+    """
     val_fraction, test_fraction = fractions
     if not listing.has_splits:
         shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
