@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from tests.data.test_dicom import write
 from vmfcoop.cli import app
 
 SETTINGS = ["--set", "epochs=2", "--set", "vocabulary_sample=32"]
@@ -94,6 +95,66 @@ def test_fit_writes_all_that_repeats_it(run, image_folder, tiny_bert_folder, tmp
     assert result.returncode == 0 and "accuracy" in result.stdout
     for name in ("adapter.safetensors", "predictions.csv", "history.csv"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_without_descriptions_templates_are_told_where_they_matter(
+    run, image_folder, tiny_bert_folder, tmp_path
+):
+    folder, printed = run
+    assert printed["descriptions"] == "templates"
+    assert json.loads((folder / "run.json").read_text())["descriptions"]["source"] == "templates"
+    told = fit(image_folder, tiny_bert_folder, tmp_path / "told")
+    assert "No descriptions: vMFCoOp had 14 templates filled with the class names" in told.stderr
+    coop = ["--backbone", f"dir:{tiny_bert_folder}", "--method", "coop", "--shots", 1, "--set", "epochs=1"]
+    result = vmfcoop("fit", image_folder, *coop, "--out", tmp_path / "coop")
+    assert result.returncode == 0 and "No descriptions" not in result.stderr
+
+
+def test_descriptions_from_a_text_file_and_from_the_package(image_folder, tiny_bert_folder, tmp_path):
+    lines = [
+        f"# {name}\n- a scan with {name} on the left\n- {name} seen from above"
+        for name in ("glioma tumor", "meningioma tumor", "normal brain")
+    ]
+    (tmp_path / "mine.txt").write_text("\n\n".join(lines))
+    for number, given in enumerate((tmp_path / "mine.txt", "btmri")):
+        out = tmp_path / str(number)
+        result = fit(image_folder, tiny_bert_folder, out, "--descriptions", given)
+        assert result.returncode == 0 and "No descriptions" not in result.stderr
+        recorded = json.loads((out / "run.json").read_text())["descriptions"]
+        assert str(given) in recorded["source"]
+        assert recorded["per_class"] == [[2, 2, 2], [50, 50, 50]][number]
+
+
+def test_dicom_is_split_by_patient_shown_in_a_window_and_names_nobody(tiny_bert_folder, tmp_path):
+    draw = np.random.default_rng(0)
+    for name, level in (("cyst", 0), ("tumor", 60)):
+        (tmp_path / "ct" / name).mkdir(parents=True)
+        for n in range(16):
+            values = (level + draw.normal(0, 15, (48, 48)) + 1024).astype(np.uint16)
+            patient = {"PatientID": f"SECRET-{name}-{n // 2}", "PatientName": "SECRET^NAME"}
+            write(
+                tmp_path / "ct" / name / f"{n}.dcm", values, RescaleIntercept=-1024, RescaleSlope=1, **patient
+            )
+    out = tmp_path / "run"
+    result = fit(tmp_path / "ct", tiny_bert_folder, out, "--window", "soft-tissue", "--val-fraction", 0.25)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((out / "run.json").read_text())
+    assert record["data"]["grouped"] and record["data"]["window"] == "soft-tissue"
+    assert all(path.endswith(".dcm#window=soft-tissue") for path in record["support"]["train"])
+    written = "".join(path.read_bytes().decode("latin-1") for path in out.iterdir())
+    assert "SECRET" not in written + result.stdout + result.stderr
+
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    scan = tmp_path / "ct" / rows[0]["image"].partition("#")[0]
+    (plain,) = json.loads(vmfcoop("predict", out, scan, "--json").stdout)["predictions"]
+    assert plain["probabilities"][rows[0]["predicted"]] == pytest.approx(
+        float(rows[0]["probability"]), abs=1e-5
+    )
+    other = json.loads(vmfcoop("predict", out, f"{scan}#window=bone", "--json").stdout)["predictions"]
+    assert other[0]["probabilities"] != plain["probabilities"]
+    refused(vmfcoop("predict", out, f"{scan}#window=knee"), "knee")
+    evaluated = json.loads(vmfcoop("evaluate", out, "--json").stdout)
+    assert evaluated["accuracy"] == json.loads((out / "metrics.json").read_text())["accuracy"]
 
 
 def test_predictions_agree_with_metrics(run):

@@ -15,7 +15,7 @@ from vmfcoop.errors import UserError
 if TYPE_CHECKING:
     from vmfcoop.backbones import DualEncoder, load_backbone
     from vmfcoop.classifier import FewShotClassifier
-    from vmfcoop.data import load_dataset, sample_support
+    from vmfcoop.data import load_dataset, read_image, sample_support
     from vmfcoop.descriptions import load_descriptions
     from vmfcoop.methods import METHODS, Method, Support, make_method
     from vmfcoop.sphere import VonMisesFisher, fit_vmf, semantic_anchors
@@ -25,6 +25,7 @@ _HOMES = {
     "load_backbone": "backbones",
     "FewShotClassifier": "classifier",
     "load_dataset": "data",
+    "read_image": "data",
     "sample_support": "data",
     "load_descriptions": "descriptions",
     "METHODS": "methods",
@@ -50,6 +51,7 @@ __all__ = [
     "load_dataset",
     "load_descriptions",
     "make_method",
+    "read_image",
     "sample_support",
     "semantic_anchors",
 ]

@@ -15,7 +15,10 @@ from vmfcoop.data.splits import SPLITS
 from vmfcoop.data.verify import Leak, Remark, Verification
 
 SHOWN = 10
-"""Odd images, files and pairs shown; unreadable images are shown without end."""
+"""Odd images, files and pairs shown."""
+
+UNREADABLE_SHOWN = 100
+"""Unreadable images shown: each has to be mended, but a folder that was moved must not fill the screen."""
 
 _ORIGINS = {
     "given": "the split comes with the data",
@@ -28,7 +31,7 @@ def verification_report(found: Verification) -> RenderableType:
     """Counts and leaks by class, findings, images and pairs to look at, known faults, what to do."""
     parts: list[RenderableType] = [_class_table(found), _sentences(found)]
     if found.unreadable:
-        parts.append(_remarks("Cannot be read", found.unreadable, len(found.unreadable)))
+        parts.append(_remarks("Cannot be read", found.unreadable, UNREADABLE_SHOWN))
     if found.overlaps:
         parts.append(_overlaps(found))
     if found.odd:
