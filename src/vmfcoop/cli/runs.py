@@ -59,7 +59,7 @@ def fit(
         str,
         typer.Argument(
             help="A folder of class folders, one with split_*.json, a CSV path,label[,group][,split], or "
-            "a phantom key.",
+            "a key of `vmfcoop data list`.",
             show_default=False,
         ),
     ],
