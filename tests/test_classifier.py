@@ -7,9 +7,10 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from tests.plain_encoder import PlainEncoder, clusters
+from tests.plain_encoder import PlainEncoder, around, clusters
 from vmfcoop import FewShotClassifier, UserError
 from vmfcoop.features import CachedEncoder
+from vmfcoop.methods.zero_shot_ensemble import description_means
 
 
 class AnyWidthClassifier(FewShotClassifier):
@@ -142,3 +143,29 @@ def test_bad_input_is_one_sentence(encoder, tmp_path):
         classifier.fit([Image.new("RGB", (9, 9))] * 2, ["a", "b", "a"])
     with pytest.raises(UserError, match="validation label 9 does not occur"):
         classifier.fit(x, y, x[:2], [0, 9])
+
+
+def test_swapped_descriptions_are_told_and_right_ones_are_not(encoder, tmp_path, recwarn):
+    texts = {
+        "nevus": ("even brown network", "symmetric round spot"),
+        "melanoma": ("ragged edge of many colours", "blue grey veil"),
+        "keratosis": ("stuck on waxy plaque", "white milia like cysts"),
+    }
+    names = list(texts)
+    means = description_means(encoder, list(texts.values()))
+    x, y = around(means, 6, 1, torch.Generator().manual_seed(0), noise=0.01)
+    labels = np.array(names)[y.numpy()]
+
+    def fit(descriptions, method):
+        settings = {"epochs": 1} if method == "coop" else {}
+        estimator = FewShotClassifier(
+            encoder, method, settings=settings, descriptions=descriptions, cache_dir=tmp_path
+        )
+        estimator.fit(x[:, 0].numpy(), labels)
+
+    swapped = dict(zip(names, [texts[name] for name in (*names[1:], names[0])], strict=True))
+    fit(texts, "zero-shot-ensemble")
+    fit(swapped, "coop")
+    assert not [w for w in recwarn if "recognise" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"recognise 0 of the 18 .* fewer than chance \(33%\).* are swapped"):
+        fit(swapped, "zero-shot-ensemble")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from vmfcoop.descriptions.bank import DescriptionBank, load_descriptions, templa
 from vmfcoop.errors import UserError
 from vmfcoop.features import CachedEncoder, ImageSource
 from vmfcoop.methods import Support, make_method
+from vmfcoop.methods.zero_shot_ensemble import TextCheck, check_texts
 from vmfcoop.progress import ProgressReport, no_progress
 
 Descriptions = DescriptionBank | Mapping[str, Sequence[str]] | str | Path
@@ -99,6 +101,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             UserError: unreadable images, unknown names, features of another width, missing descriptions.
+
+        Warns:
+            UserWarning: the method reads descriptions, and these recognise fewer of the images than chance.
         """
         method = make_method(self.method, {"seed": self.seed, **(self.settings or {})})
         features, y = self._checked_support(X, y)
@@ -116,6 +121,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validation_features=val_features,
             validation_labels=val_labels,
         )
+        if method.reads_descriptions:
+            self._warn_of_misleading_texts(method.title, check_texts(support, self.encoder_))
         self.config_ = method.config
         self.fitted_ = method.fit(support, self.encoder_, self.progress or no_progress)
         return self
@@ -201,6 +208,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(given, Mapping):
             return DescriptionBank({name: tuple(texts) for name, texts in given.items()}, "the given mapping")
         return load_descriptions(given)
+
+    def _warn_of_misleading_texts(self, method: str, check: TextCheck) -> None:
+        if check.misleads:
+            warnings.warn(
+                f"{self.descriptions_.source}: on this backbone the texts recognise {check.recognised} of "
+                f"the {check.images} support and validation images, fewer than chance ({check.chance:.0%}), and "
+                f"{method} reads them; look whether the texts of two classes are swapped, and compare with "
+                "other texts or a method that reads none.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _validation(self, X: Any, y: Any) -> tuple[Tensor, Tensor]:
         if X is None or len(X) == 0:
