@@ -124,6 +124,7 @@ def test_same_seed_same_probabilities_and_clone(encoder, tmp_path):
         ({"class_names": {0: "a", 1: "b"}}, "no name for the label 2"),
         ({"descriptions": {"0": ["a", "b"], "1": ["c", "d"]}}, "no descriptions of '2'"),
         ({"descriptions": "nowhere.json"}, "nowhere.json"),
+        ({"descriptions": {"0": "a text", "1": ["c", "d"]}}, "of '0' are one text"),
     ],
 )
 def test_bad_settings_are_one_sentence(encoder, tmp_path, change, message):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.descriptions.chat_server import Script, good, hang, running, says, status
@@ -197,6 +198,21 @@ def test_show_of_a_text_file(tmp_path: Path) -> None:
     refused(vmfcoop("show", path, "--backbone", "fantom"), "fantom")
 
 
+def test_show_fits_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmfcoop.cli.descriptions.out", Console(width=80))
+    path = tmp_path / "bank.json"
+    words = ["dark", "bright", "round", "oval", "hazy", "sharp", "broad", "thin", "long", "short", "soft"]
+    bank = {f"carcinosarcoma {word}": [f"A {word} mass.", f"The {word} rim."] for word in words}
+    bank[f"carcinosarcoma {words[0]}"][0] += " \x1b[31mred" + " endless" * 500
+    path.write_text(json.dumps(bank))
+    for classes in (len(words), 8):
+        path.write_text(json.dumps(dict(list(bank.items())[:classes])))
+        result = vmfcoop("show", path, "--backbone", "phantom")
+        assert result.code == 0 and "…" not in result.out and "\x1b" not in result.out
+        assert result.out.count("endless") < 200 and max(map(len, result.out.splitlines())) <= 80
+        assert ("the largest of each class" in result.out) == (classes > 8)
+
+
 def faulty(tmp_path: Path) -> Path:
     path = tmp_path / "bank.json"
     texts = ["A cyst on CT is dark and round with a thin wall and no inner echo [ok].", "A cyst.", ""]
@@ -217,6 +233,26 @@ def test_check_of_a_faulty_bank_on_a_backbone(tmp_path: Path) -> None:
     result = vmfcoop("check", faulty(tmp_path), "--modality", "CT", "--backbone", "phantom")
     assert result.code == 1 and "too few words" in result.out
     assert "Not looked at on phantom: " in result.err and "empty description of 'cyst'" in result.err
+
+
+def test_check_of_equal_sentences_on_a_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "bank.json"
+    text = "A cyst on CT is dark and round with a thin wall and no inner echo."
+    path.write_text(json.dumps({"cyst": [text, text.lower()]}))
+    result = vmfcoop("check", path, "--modality", "CT", "--backbone", "phantom", "--json")
+    assert result.code == 1 and json.loads(result.out)["by_kind"] == {"duplicate": 1}
+    assert "Not looked at on phantom: " in result.err and "add different ones" in result.err
+    refused(vmfcoop("show", path, "--backbone", "phantom"), "'cyst'", "add different ones")
+
+
+def test_check_in_another_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "bank.json"
+    packaged = load_descriptions("btmri").descriptions
+    path.write_text(json.dumps({name.title().replace(" ", "_"): list(t) for name, t in packaged.items()}))
+    result = vmfcoop("check", path, "--dataset", "btmri", "--n", 50, "--backbone", "phantom", "--json")
+    facts = json.loads(result.out)
+    assert result.code == 0 and facts["by_kind"].keys() <= {"stray", "outlier", "class-unnamed"}
+    assert {finding["class_name"] for finding in facts["findings"]} <= set(packaged)
 
 
 def test_check_as_json(tmp_path: Path) -> None:

@@ -206,6 +206,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(given, DescriptionBank):
             return given
         if isinstance(given, Mapping):
+            single = next((name for name, texts in given.items() if isinstance(texts, str)), None)
+            if single is not None:
+                raise UserError(f"The descriptions of '{single}' are one text; give a list of texts.")
             return DescriptionBank({name: tuple(texts) for name, texts in given.items()}, "the given mapping")
         return load_descriptions(given)
 
@@ -213,9 +216,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if check.misleads:
             warnings.warn(
                 f"{self.descriptions_.source}: on this backbone the texts recognise {check.recognised} of "
-                f"the {check.images} support and validation images, fewer than chance ({check.chance:.0%}), and "
-                f"{method} reads them; look whether the texts of two classes are swapped, and compare with "
-                "other texts or a method that reads none.",
+                f"the {check.images} support and validation images, fewer than chance ({check.chance:.0%}), "
+                f"and {method} reads them; look whether the texts of two classes are swapped, and compare "
+                "with other texts or a method that reads none.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -42,6 +42,12 @@ GOOD = json.dumps({"sentences": [A, B]})
         f"{A}\n{B}",
         f"{A} {B}",
         f"```\n1. {A}\n2. {B}\n```",
+        f"{json.dumps({'sentence': A})}\n{json.dumps({'sentence': B})}",
+        f"{json.dumps({'sentences': [A]})}\n{json.dumps({'sentences': [B]})}",
+        json.dumps({"sentences": json.dumps([A, B])}),
+        json.dumps({"sentences": f"1. {A}\n2. {B}"}),
+        json.dumps({"sentences": [json.dumps({"sentence": A}), B]}),
+        json.dumps({"1": A, "2": B, "3": "cut off"}, indent=1)[:-6],
     ],
 )
 def test_forms(answer: str) -> None:
@@ -51,6 +57,30 @@ def test_forms(answer: str) -> None:
 @pytest.mark.parametrize("answer", ["", "  \n", "<think>still thinking", "{}", "[]", '{"sentences": []}'])
 def test_nothing(answer: str) -> None:
     assert parse_sentences(answer) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        str({"sentences": [A]}),
+        f"| no. | sentence |\n|---|---|\n| 1 | {A} |",
+    ],
+)
+def test_debris_is_no_sentence(answer: str) -> None:
+    assert parse_sentences(answer) == []
+
+
+def test_deeply_nested_json_is_no_crash() -> None:
+    assert parse_sentences("[" * 400 + json.dumps(A) + "]" * 400) == [A]
+
+
+def test_brackets_in_a_list_are_no_json() -> None:
+    lines = f'1. {A} [arrow]\n2. A rim, "halo", of [white] matter.'
+    assert parse_sentences(lines) == [f"{A} [arrow]", 'A rim, "halo", of [white] matter.']
+
+
+def test_half_a_pair_of_surrogates_goes() -> None:
+    assert parse_sentences('["A dark \\ud83d mass."]') == ["A dark mass."]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +109,10 @@ def test_a_number_or_star_inside_stays() -> None:
     assert parse_sentences(json.dumps(texts)) == texts
 
 
-@pytest.mark.parametrize("unit", ["[", "{", "*a ", '"a', "<think>", "```\n", "1. "])
+@pytest.mark.parametrize("unit", ["[", "{", "*a ", '"a', "<think>", "```\n", "1. ", '["', '\\"'])
 def test_monstrous_answers_are_no_crash(unit: str) -> None:
     assert all(len(text) <= 2000 for text in parse_sentences(unit * 30_000))
+    assert all(len(text) <= 2000 for text in parse_sentences('["' + unit * 10_000))
 
 
 @pytest.mark.parametrize(

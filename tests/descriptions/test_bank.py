@@ -154,6 +154,8 @@ def test_text_file_with_windows_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "bank.txt"
     path.write_bytes(b"# a\r\nOne.\r\nTwo.\r\n")
     assert load_descriptions(path).descriptions == {"a": ("One.", "Two.")}
+    path.write_bytes(b"\xef\xbb\xbf# a\tcyst \r\n-\tOne.\r\n\t2)\tTwo.\r\n")
+    assert load_descriptions(path).descriptions == {"a cyst": ("One.", "Two.")}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,19 @@ def test_a_file_goes_before_a_packaged_key(tmp_path: Path, monkeypatch: pytest.M
     assert set(load_descriptions("phantom-fundus").descriptions) == set(TEXTS)
 
 
+def test_a_folder_does_not_hide_a_packaged_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("phantom-fundus").mkdir()
+    assert "glaucoma" in load_descriptions("phantom-fundus").descriptions
+
+
+def test_classes_match_however_their_accents_are_stored(tmp_path: Path) -> None:
+    bank = load_descriptions(written(tmp_path, {"M\u00fcll": ["a.", "b."]}))
+    assert bank.for_classes(["Mu\u0308ll"]) == [("a.", "b.")]
+
+
 def test_texts_are_read_with_their_faults(tmp_path: Path) -> None:
     found = read_texts(written(tmp_path, {"source": "x", "descriptions": {"a": ["", " b "], "c": []}}))
     assert found.descriptions == {"a": ("", "b"), "c": ()} and found.meta == {"source": "x"}
+    with pytest.raises(UserError, match="both 'a b' and 'A_b'"):
+        read_texts(written(tmp_path, {"a b": [], "A_b": []}))

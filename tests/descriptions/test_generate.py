@@ -442,6 +442,35 @@ def test_a_full_disk_is_said_and_keeps_the_last_draft(
     assert [path.name for path in tmp_path.iterdir()] == ["bank.json.partial"]
 
 
+def test_a_bank_that_appears_beside_a_draft_stays(server: Script, tmp_path: Path) -> None:
+    out = tmp_path / "bank.json"
+    generate(request_to(server), out, Budget(requests=1))
+    out.write_text('{"a": ["One.", "Two."]}')
+    with pytest.raises(UserError, match=r"is there already.*--overwrite"):
+        generate(request_to(server), out)
+    assert len(server.requests) == 1 and "One." in out.read_text()
+    outcome = generate(request_to(server), out, overwrite=True)
+    assert outcome.status == "complete" and outcome.meta["requests"] == 4 == len(server.requests)
+
+
+def test_places_that_cannot_be_written_cost_nothing(server: Script, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("file/bank.json", "folder.json", "x" * 250 + ".json"):
+        with pytest.raises(UserError, match=r"cannot be written|is a folder"):
+            generate(request_to(server), tmp_path / name, overwrite=True)
+    assert server.requests == [] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_half_a_pair_of_surrogates(server: Script, tmp_path: Path) -> None:
+    def broken(sentences: Sequence[str]) -> str:
+        return json.dumps([f"{text} \ud83d" for text in sentences])
+
+    server.play(good(broken, model="test-model\ud83d"))
+    outcome = generate(request_to(server), tmp_path / "bank.json")
+    assert outcome.status == "complete" and outcome.meta["models_answered"] == ["test-model"]
+
+
 def test_not_json(server: Script, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not as 'bank\.txt'"):
         generate(request_to(server), tmp_path / "bank.txt")
@@ -492,7 +521,7 @@ def test_subjects(server: Script) -> None:
     assert public.class_names == ("benign tumor", "malignant tumor", "normal scan") and public.modality
     with pytest.raises(UserError, match="did you mean 'phantom-fundus'"):
         dataset_subject("phantom-fundi")
-    for names in ((), ("a", "A "), ("a", "")):
+    for names in ((), ("a", "A "), ("a", ""), ("a b", "A_b"), ("M\u00fcll", "Mu\u0308ll")):
         with pytest.raises(UserError):
             Subject(names)
     with pytest.raises(UserError, match="--modality"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import math
 import re
 import socket
 import sys
@@ -24,7 +27,7 @@ from vmfcoop.descriptions.llm import (
 )
 from vmfcoop.errors import UserError
 
-from .chat_server import Script, close, completion, half, hang, raw, says, status, without
+from .chat_server import Handler, Reply, Script, close, completion, half, hang, raw, says, status, without
 
 KEY = "sk-secret-0123456789"
 
@@ -72,6 +75,10 @@ def test_sends_nothing_that_was_not_set(server: Script) -> None:
         (raw(""), "invalid answer"),
         (raw('{"choices": []}'), "invalid answer"),
         (raw('{"error": {"message": "overloaded"}}'), "invalid answer"),
+        (raw('{"choices": [{"message": "hello"}]}'), "invalid answer"),
+        (raw('{"choices": [{"message": ["hello"]}]}'), "invalid answer"),
+        (raw('data: {"choices": [{"delta": {"content": "broken o"}}]}\n\n'), "invalid answer"),
+        (raw("data: [DONE]\n\n"), "invalid answer"),
         (raw("[" * 100_000), "invalid answer"),
     ],
 )
@@ -138,6 +145,14 @@ def test_a_long_pause_is_the_users_to_take(server: Script) -> None:
         (status(429, "You exceeded your current quota (insufficient_quota)"), "no credit left"),
         (status(400, "This model's maximum context length is 4096 tokens"), "too long for 'test-model'"),
         (status(413, "too big"), "too long for 'test-model'"),
+        (status(400, "Your credit balance is too low to access the API."), "no credit left"),
+        (raw('{"error": {"code": "Arrearage", "message": "Access denied"}}', code=400), "no credit left"),
+        (
+            raw('{"error": {"code": "AllocationQuota.FreeTierOnly", "message": "exhausted"}}', code=403),
+            "no credit left",
+        ),
+        (status(400, "Invalid model: test-model"), "No model 'test-model' was found"),
+        (status(400, "Range of input length should be [1, 30720]"), "too long for 'test-model'"),
         (status(418, "teapot"), r"rejected by http.*\(418: teapot\)"),
     ],
 )
@@ -169,6 +184,78 @@ def test_key_comes_from_the_environment_and_is_not_told(
     assert KEY not in f"{caught.value} {again.value}"
 
 
+def repeats_the_key(text: str) -> Reply:
+    """A body that holds the key which the request came with."""
+
+    def reply(handler: Handler, body: dict[str, Any]) -> None:
+        handler.send(200, text.replace("KEY", KEY))
+
+    return reply
+
+
+def test_a_server_that_repeats_the_key(server: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLINIC_KEY", KEY)
+    half_shown = "x" * 150 + f" {KEY}"  # the limit of what is shown lies within the key
+    server.play(
+        repeats_the_key('{"error": "no KEY"}'), status(500, half_shown), says(f"The key {KEY}", model=KEY)
+    )
+    said: list[str] = []
+    answer = client(server, said=said, key_variable="CLINIC_KEY").ask("a", "b")
+    assert "sk-" not in f"{said} {answer}" and answer.text == "The key ***" and len(said) == 2
+    server.play(status(403, "no access to model test-model"))
+    with pytest.raises(UserError, match=r"key of CLINIC_KEY do this \(403: no access to model test-model\)"):
+        ask(server, key_variable="CLINIC_KEY")
+
+
+def test_a_stream_that_nobody_asked_for(server: Script) -> None:
+    chunks = [
+        {"model": "m", "choices": [{"delta": {"role": "assistant", "content": "one\u2028"}}]},
+        {"model": "m", "choices": [{"delta": {"content": "two"}, "finish_reason": None}]},
+        {"model": "m", "choices": [{"delta": {}, "finish_reason": "length"}]},
+        {"model": "m", "choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 3}},
+    ]
+    events = [f"data: {json.dumps(chunk, ensure_ascii=False)}" for chunk in chunks]
+    body = "\n\n".join([": keep-alive", *events, "data: [DONE]", ""])
+    server.play(raw(body, "text/event-stream"))
+    asking = client(server)
+    assert asking.ask("a", "b") == Answer("one\u2028two", "m", True, False, "json_schema")
+    assert (asking.usage.prompt_tokens, asking.usage.completion_tokens) == (8, 3)
+
+
+def test_compressed_and_padded_answers(server: Script) -> None:
+    def packed(handler: Handler, body: dict[str, Any]) -> None:
+        data = gzip.compress(("\n\n" + completion("hello")).encode())
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    server.play(packed)
+    assert ask(server).text == "hello"
+
+
+def test_signs_that_a_terminal_obeys_are_not_told(server: Script) -> None:
+    server.play(status(418, "\x1b[31mred\x07 \ud83d"))
+    with pytest.raises(UserError, match=r"418: \[31mred\)"):
+        ask(server)
+    server.play(says("hello", model="m\ud83d"))
+    assert ask(server).model == "m"
+
+
+def test_a_query_stays_behind_the_path(server: Script) -> None:
+    paths: list[str] = []
+
+    def reply(handler: Handler, body: dict[str, Any]) -> None:
+        paths.append(handler.path)
+        says("hello")(handler, body)
+
+    server.play(reply)
+    for url in (f"{server.url}/?api-version=preview#part", f"{server.url}/"):
+        ChatClient(Endpoint("m", url)).ask("a", "b")
+    assert paths == ["/v1/chat/completions?api-version=preview", "/v1/chat/completions"]
+
+
 def test_other_servers_do_not_get_openais_key(server: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_ORG_ID", "org-private")
@@ -197,9 +284,41 @@ def test_no_server_at_the_address() -> None:
         ChatClient(endpoint).ask("a", "b")
 
 
-def test_no_url() -> None:
-    with pytest.raises(UserError, match="'localhost:11434/v1' is no base URL|is no base URL"):
-        ChatClient(Endpoint("m", "localhost:11434/v1"))
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:11434/v1",
+        "ftp://me:secret@host/v1",
+        "http://",
+        "http:///v1",
+        "http://[::1/v1",
+        "http://me:secret@host:port/v1?secret",
+        "http://host:99999/v1",
+        "http://ho st/v1",
+        "http://host/v1\n",
+    ],
+)
+def test_no_url(url: str) -> None:
+    with pytest.raises(UserError, match="is no base URL") as caught:
+        Endpoint("m", url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"backoff": math.inf},
+        {"timeout": math.inf},
+        {"timeout": 0.0},
+        {"requests_per_minute": 0.0},
+        {"requests_per_minute": math.nan},
+    ],
+)
+def test_numbers_that_cannot_be_used(numbers: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--" + next(iter(numbers)).replace("_", "-")):
+        Endpoint("m", **numbers)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +370,16 @@ def test_a_setting_that_the_model_refuses(server: Script) -> None:
     with pytest.raises(UserError, match="'temperature' does not support"):
         ask(server, temperature=0.2)
     assert len(server.requests) == 1
+
+
+def test_a_token_limit_that_the_model_refuses(server: Script) -> None:
+    server.play(status(400, "max_tokens is too large: this model supports at most 16384"))
+    with pytest.raises(UserError, match="max_tokens is too large"):
+        ask(server, max_tokens=100_000)
+    server.play(status(400, "'max_tokens' is too large. The maximum context length is 4096 tokens"))
+    with pytest.raises(ContextTooLongError, match="a smaller --max-tokens"):
+        ask(server, max_tokens=100_000)
+    assert len(server.requests) == 2
 
 
 def test_kinds_of_answers(server: Script) -> None:

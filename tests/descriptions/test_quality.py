@@ -183,6 +183,30 @@ def test_what_is_wrong_with_a_bank() -> None:
     assert {f.kind for f in found if not f.is_fault} <= set(NOTES)
 
 
+def test_classes_are_matched_whatever_their_spelling() -> None:
+    spelled = {name.title().replace(" ", "_"): texts for name, texts in GOOD.items()}
+    assert check_bank(spelled, TUMORS) == check_bank(GOOD, TUMORS) == []
+
+
+def test_an_organ_that_one_class_names_far_more_often_is_noted() -> None:
+    def uneven(names: tuple[str, str], one: tuple[str, ...], other: tuple[str, ...]) -> list[Finding]:
+        found = check_bank(
+            dict(zip(names, (one, other), strict=True)), Subject(names, "ultrasound", "breast")
+        )
+        return [finding for finding in found if finding.kind == "organ-uneven"]
+
+    plain = tuple(f"A benign mass with {n} lobules on this ultrasound of the right side." for n in range(8))
+    placed = tuple(f"A malignant breast mass with {n} spicules on this ultrasound image." for n in range(8))
+    (note,) = uneven(("benign", "malignant"), plain, placed)
+    assert (note.class_name, note.is_fault) == ("benign", False)
+    assert note.detail == "breast in 0% of its sentences, in 100% of 'malignant'"
+    even = tuple(text.replace("ultrasound", "breast ultrasound") for text in plain[:6])
+    assert not uneven(("benign", "malignant"), (*even, *plain[6:]), placed)
+    # A word of a class name cannot be named evenly.
+    cysts = tuple(text.replace("benign mass", "cyst") for text in plain)
+    assert not uneven(("breast cyst", "malignant"), cysts, placed)
+
+
 def test_counts_that_were_asked_for() -> None:
     found = check_bank(GOOD, TUMORS, count=50)
     assert [f.kind for f in found] == ["count"] * 4 and found[0].detail == "2 sentences, not 50"

@@ -92,7 +92,7 @@ def generate_descriptions(
         timeout=timeout,
         retries=retries,
         backoff=backoff,
-        requests_per_minute=_positive(requests_per_minute),
+        requests_per_minute=requests_per_minute,
     )
     request = GenerationRequest(_subject(dataset, classes, modality, organ), endpoint, n, batch)
     if dry_run:
@@ -178,7 +178,7 @@ def check_descriptions(
     subject = _subject_of_bank(texts, dataset, classes, modality)
     findings = check_bank(texts.descriptions, subject, Rules(min_words, max_words, max_overlap), n)
     if backbone is not None:
-        findings += _findings_on(backbone, device, bank)
+        findings += _findings_on(backbone, device, bank, subject)
     faults = sum(finding.is_fault for finding in findings)
     if as_json:
         facts = {
@@ -238,19 +238,19 @@ def diff_banks(
     out.print(difference_report(differences, comparison))
 
 
-def _findings_on(backbone: str, device: str, bank: str) -> list[Finding]:
+def _findings_on(backbone: str, device: str, bank: str, subject: Subject) -> list[Finding]:
     """What a backbone adds to a check; nothing, said on stderr, if the bank's faults leave no law to fit."""
-    from vmfcoop.descriptions import load_descriptions
+    from vmfcoop.descriptions.bank import load_descriptions, spelled_as
     from vmfcoop.descriptions.geometry import backbone_findings, bank_geometry
 
-    try:
-        usable = load_descriptions(bank).descriptions
-    except UserError as error:
-        _say(f"Not looked at on {backbone}: {error}")
-        return []
     with progress_shown() as progress:
-        geometry = bank_geometry(usable, _encoder(backbone, device, progress))
-    return backbone_findings(geometry, usable)
+        encoder = _encoder(backbone, device, progress)
+        try:
+            usable = spelled_as(load_descriptions(bank).descriptions, subject.class_names)
+            return backbone_findings(bank_geometry(usable, encoder), usable)
+        except UserError as error:
+            _say(f"Not looked at on {backbone}: {error}")
+            return []
 
 
 def _encoder(backbone: str, device: str, progress: ProgressReport) -> CachedEncoder:
@@ -258,12 +258,6 @@ def _encoder(backbone: str, device: str, progress: ProgressReport) -> CachedEnco
     from vmfcoop.features import CachedEncoder
 
     return CachedEncoder(load_backbone(backbone, device), progress=progress)
-
-
-def _positive(number: float | None) -> float | None:
-    if number is not None and not number > 0:
-        raise UserError(f"--requests-per-minute must be above 0, not {number:g}.")
-    return number
 
 
 def _names(classes: str) -> tuple[str, ...]:

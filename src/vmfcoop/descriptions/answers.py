@@ -10,8 +10,12 @@ from typing import Any
 _REASONING = re.compile(r"<(/?)(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _TRAILING_COMMA = re.compile(r",(\s*[\]}])")
-_COMPLETE_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(?=[,\]])', re.DOTALL)
+_JSON_LIST = re.compile(r'\[\s*["\[{]')
+_JSON_OBJECT = re.compile(r'\{\s*"')
+_COMPLETE_STRING = re.compile(r'"((?:[^"\\]|\\.){0,2000})"\s*(?=[,\]}])', re.DOTALL)
+_DEBRIS = re.compile(r'[\[{}\]|]|["\'][\w ]{1,30}["\']\s*:')
 _ITEM = re.compile(r"\s*(?:[-*+•–]|\(?\d{1,3}[.):])\s+(?P<text>.*)")
+_LINE_ITEM = re.compile(rf"^{_ITEM.pattern}", re.MULTILINE)
 _LEADER = re.compile(r"^(?:[-*+•–]|\(?\d{1,3}[.):])\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _REFUSAL = re.compile(
@@ -86,24 +90,31 @@ def _from_json(text: str) -> list[str] | None:
     for spelled in (text, _TRAILING_COMMA.sub(r"\1", text)):
         try:
             value = json.loads(spelled, strict=False)
+            return _strings(value) if isinstance(value, list | dict) else None
         except (ValueError, RecursionError):
             continue
-        return _strings(value) if isinstance(value, list | dict) else None
     return None
 
 
 def _strings(value: Any) -> list[str]:
-    """The sentences in a decoded value: of an object its lists if it has any, else its longest string."""
+    """The sentences in a decoded value: of an object its lists if it has any, else its strings."""
     if isinstance(value, str):
-        return [value]
+        return _from_string(value)
     if isinstance(value, list):
         return [text for item in value for text in _one_or_more(item)]
     if isinstance(value, dict):
         nested = [part for part in value.values() if isinstance(part, list | dict)]
         if nested:
             return [text for part in nested for text in _strings(part)]
-        return [part for part in value.values() if isinstance(part, str)]
+        return [text for part in value.values() if isinstance(part, str) for text in _from_string(part)]
     return []
+
+
+def _from_string(text: str) -> list[str]:
+    """A string of a JSON value: one sentence, or JSON or a list that was put into it as text."""
+    if text.lstrip().startswith(("[", "{")):
+        return _from_json(text) or []
+    return _from_lines(text, cut=False) if len(_LINE_ITEM.findall(text)) > 1 else [text]
 
 
 def _one_or_more(item: Any) -> list[str]:
@@ -112,12 +123,12 @@ def _one_or_more(item: Any) -> list[str]:
 
 
 def _from_broken_json(text: str) -> list[str]:
-    """The complete strings of a JSON list that was cut off or is spoiled elsewhere."""
-    start = text.find("[")
-    if start < 0 or '"' not in text[start:]:
+    """The complete strings of a JSON list, else objects, cut off or spoiled elsewhere or one a line."""
+    begin = _JSON_LIST.search(text) or _JSON_OBJECT.search(text)
+    if begin is None:
         return []
     found = []
-    for match in _COMPLETE_STRING.finditer(text, start):
+    for match in _COMPLETE_STRING.finditer(text, begin.start()):
         try:
             found.append(json.loads(f'"{match[1]}"', strict=False))
         except ValueError:
@@ -143,12 +154,14 @@ def _from_lines(text: str, cut: bool) -> list[str]:
 
 
 def _clean(texts: list[str]) -> list[str]:
-    return [clean for clean in map(_clean_sentence, texts) if clean]
+    """Sentences without what surrounds them; what is left of JSON or a table that was not read is none."""
+    return [clean for clean in map(_clean_sentence, texts) if clean and not _DEBRIS.match(clean)]
 
 
 def _clean_sentence(text: str) -> str:
     text = text[:_LONGEST]
-    printable = "".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
+    # Cs: half of a pair of surrogates, which UTF-8 has no bytes for.
+    printable = "".join(" " if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
     bare = " ".join(unicodedata.normalize("NFC", printable).split())
     bare = _LEADER.sub("", bare)
     bare = re.sub(r"(\*\*|__|`)(?=\S)(.+?)(?<=\S)\1", r"\2", bare)

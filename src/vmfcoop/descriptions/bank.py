@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +66,8 @@ class DescriptionBank:
     def __post_init__(self) -> None:
         if not self.descriptions:
             raise UserError(f"{self.source} has no classes; add descriptions for each class.")
-        keys: dict[str, str] = {}
+        _check_names(self.descriptions, self.source)
         for name, texts in self.descriptions.items():
-            other = keys.setdefault(class_key(name), name)
-            if other != name:
-                raise UserError(f"{self.source} has both '{other}' and '{name}'; merge them into one class.")
             if not all(text.strip() for text in texts):
                 raise UserError(
                     f"{self.source} has an empty description of '{name}'; fill it in or remove it."
@@ -110,8 +108,33 @@ class DescriptionBank:
 
 
 def class_key(name: str) -> str:
-    """A spelling in which class names match: case, spaces, underscores and hyphens do not count."""
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    """A spelling in which class names match: case, spaces, underscores and hyphens do not count.
+
+    Nor does whether an accented letter is one sign or two, as in names of folders that macOS made.
+    """
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name)).casefold()
+
+
+def _check_names(names: Iterable[str], source: str) -> None:
+    """Raise a ``UserError`` if two names match."""
+    keys: dict[str, str] = {}
+    for name in names:
+        other = keys.setdefault(class_key(name), name)
+        if other != name:
+            raise UserError(f"{source} has both '{other}' and '{name}'; merge them into one class.")
+
+
+def spelled_as(
+    descriptions: Mapping[str, Sequence[str]], class_names: Iterable[str]
+) -> dict[str, Sequence[str]]:
+    """Descriptions under the names of the classes, where they have them in another spelling.
+
+    Example:
+        >>> spelled_as({"Glioma_Tumor": ["a glioma."]}, ["glioma tumor"])
+        {'glioma tumor': ['a glioma.']}
+    """
+    spelling = {class_key(name): name for name in class_names}
+    return {spelling.get(class_key(name), name): texts for name, texts in descriptions.items()}
 
 
 def load_descriptions(path: Path | str) -> DescriptionBank:
@@ -126,9 +149,9 @@ def load_descriptions(path: Path | str) -> DescriptionBank:
     Raises:
         UserError: The file is missing, not of that form, or at fault as ``DescriptionBank`` says.
     """
-    texts = read_texts(path)
     if _is_packaged(path):
-        return DescriptionBank(texts.descriptions, f"the package's descriptions of {path}", texts.meta)
+        return _packaged(str(path))
+    texts = read_texts(path)
     # The path is the source that messages can name; the file's own word on its source is kept in meta.
     return DescriptionBank(texts.descriptions, str(path), texts.meta)
 
@@ -149,11 +172,14 @@ def read_texts(path: Path | str) -> BankTexts:
     """Read descriptions as they are, faults and all, from wherever ``load_descriptions`` takes them.
 
     Raises:
-        UserError: The file is missing, or not of the form that ``load_descriptions`` describes.
+        UserError: The file is missing, not of the form that ``load_descriptions`` describes, or has a class
+            twice.
     """
     path = PACKAGED_BANKS / f"{path}.json" if _is_packaged(path) else Path(path)
     if path.suffix.lower() == ".txt":
-        return BankTexts(_parse_lines(_read(path), path), {})
+        lines = _parse_lines(_read(path), path)
+        _check_names(lines, str(path))
+        return BankTexts(lines, {})
     content = _parse_json(_read(path), path)
     meta: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("descriptions"), dict):
@@ -163,6 +189,7 @@ def read_texts(path: Path | str) -> BankTexts:
         raise UserError(
             f'{path} is no description file; give it the form {{"class name": ["text", ...], ...}}.'
         )
+    _check_names(content, str(path))
     return BankTexts({name: tuple(text.strip() for text in texts) for name, texts in content.items()}, meta)
 
 
@@ -176,14 +203,16 @@ def packaged_descriptions(key: str) -> DescriptionBank | None:
         >>> packaged_descriptions("lesions/") is None
         True
     """
-    if key not in packaged_keys():
-        return None
+    return _packaged(key) if key in packaged_keys() else None
+
+
+def _packaged(key: str) -> DescriptionBank:
     texts = read_texts(PACKAGED_BANKS / f"{key}.json")
     return DescriptionBank(texts.descriptions, f"the package's descriptions of {key}", texts.meta)
 
 
 def _is_packaged(spec: Path | str) -> bool:
-    return str(spec) in packaged_keys() and not Path(spec).exists()
+    return str(spec) in packaged_keys() and not Path(spec).is_file()
 
 
 def packaged_keys() -> list[str]:
@@ -222,7 +251,7 @@ def _parse_lines(text: str, path: Path) -> dict[str, tuple[str, ...]]:
     for number, line in enumerate(text.splitlines(), 1):
         heading = _HEADING.fullmatch(line.strip())
         if heading:
-            name = (heading["marked"] or heading["plain"] or "").strip().rstrip(":").strip()
+            name = " ".join((heading["marked"] or heading["plain"] or "").strip().rstrip(":").split())
             _check_heading(name, number, begun, path)
             found[name] = []
         elif line.strip():

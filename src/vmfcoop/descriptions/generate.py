@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ Write {count} distinct sentences on what a specialist sees in images ({modality}
 "{name}".
 Each of them
 - is one sentence of {min_words} to {max_words} words, complete in itself;
-- names the class ("{name}" or a plain synonym) and the modality;
+- names the class ("{name}" or a plain synonym) and the modality{and_organ};
 - describes only what such an image can show: appearance, location, texture, contrast or colour, margins, \
 size, number, distribution;
 - differs from the others in content, not only in wording.{neighbours}
@@ -101,6 +102,7 @@ class GenerationRequest:
             count=count,
             modality=subject.modality,
             organ=organ,
+            and_organ=f", and the organ ({subject.organ})" if subject.organ else "",
             name=class_name,
             min_words=self.rules.min_words,
             max_words=self.rules.max_words,
@@ -305,14 +307,18 @@ def generate(
         say: told in a sentence of pauses and of what the server does not support.
 
     Raises:
-        UserError: ``out`` is there or is no ``.json``, another process writes it, the draft belongs to
-            another request, or the server cannot be used (see
+        UserError: ``out`` is there, is no ``.json`` or cannot be written, another process writes it, the
+            draft belongs to another request, or the server cannot be used (see
             :class:`vmfcoop.descriptions.llm.ChatClient`); the draft is kept.
     """
     if out.suffix.lower() != ".json":
         raise UserError(f"Descriptions are written as JSON, not as '{out.name}'; let the name end in .json.")
-    with _alone(out):
-        return _generate(request, out, budget, restart, overwrite, progress, say)
+    try:
+        with _alone(out):
+            return _generate(request, out, budget, restart, overwrite, progress, say)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{out} cannot be written ({reason}); choose another --out.") from error
 
 
 def _generate(
@@ -325,8 +331,9 @@ def _generate(
     say: Callable[[str], None] | None,
 ) -> Outcome:
     place = draft_path(out)
-    if out.exists() and not overwrite and not place.exists():
+    if out.exists() and not overwrite:
         return _already_there(request, out)
+    _try_to_write(place)
     if place.exists() and not restart:
         draft = _read_draft(request, place)
     else:
@@ -485,6 +492,20 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _try_to_write(place: Path) -> None:
+    """Find out whether the draft and the bank can be written before anything is paid for.
+
+    Raises:
+        UserError, OSError: they cannot.
+    """
+    if place.with_suffix("").is_dir():
+        raise UserError(f"{place.with_suffix('')} is a folder; name a JSON file.")
+    with full_disk_is_said(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}."):
+            pass
 
 
 def _already_there(request: GenerationRequest, out: Path) -> Outcome:

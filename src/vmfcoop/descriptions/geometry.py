@@ -148,11 +148,6 @@ class BankGeometry:
         )
         return " ".join(sentences)
 
-    def nearest_pair(self) -> tuple[int, int] | None:
-        """The two classes whose mean directions have the largest cosine; None with one class."""
-        pairs = [(i, j) for j in range(len(self.classes)) for i in range(j)]
-        return max(pairs, key=lambda pair: float(self.mean_cosines[pair])) if pairs else None
-
 
 def as_dict(geometry: BankGeometry, descriptions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """A geometry as plain values for JSON, with the sentences that it names spelled out."""
@@ -329,7 +324,10 @@ def _fit(name: str, rows: Tensor) -> VonMisesFisherFit:
     try:
         return fit_vmf(rows)
     except UserError as error:
-        raise UserError(f"The sentences of '{name}' have no law on this backbone: {error}") from error
+        raise UserError(
+            f"The sentences of '{name}' have no law on this backbone: {str(error).rstrip('.')}; "
+            "add different ones."
+        ) from error
 
 
 def _held_out_cosines(rows: Tensor, means: Tensor, own: int) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from vmfcoop.errors import UserError
 
@@ -24,6 +24,7 @@ LONGEST_WAIT = 300.0
 """Seconds; a server that asks for a longer pause is left alone, and the user told."""
 
 LONGEST_BACKOFF = 60.0
+LONGEST_TIMEOUT = 86_400.0
 ResponseFormat = Literal["json_schema", "json_object", "text"]
 FORMATS: tuple[ResponseFormat, ...] = ("json_schema", "json_object", "text")
 """Ways to ask for JSON, from the strictest; a server that refuses one gets the next."""
@@ -42,11 +43,14 @@ _RESPONSE_FORMATS: dict[ResponseFormat, dict[str, Any]] = {
     "json_object": {"type": "json_object"},
 }
 _CONTEXT = re.compile(
-    r"context.?(length|window|size)|maximum context|too many (input )?tokens|(prompt|input).{0,20}too long",
+    r"context.?(length|window|size)|maximum context|too many (input )?tokens|(prompt|input).{0,20}too long"
+    r"|range of input length",
     re.I,
 )
-_NO_MODEL = re.compile(r"model.{0,80}(not exist|not found|unknown|unavailable)|unknown model", re.I)
-_NO_CREDIT = re.compile(r"insufficient.{0,3}(quota|balance|credit|funds)", re.I)
+_NO_MODEL = re.compile(r"model.{0,80}(not exist|not found|unknown|unavailable)|(unknown|invalid) model", re.I)
+_NO_CREDIT = re.compile(
+    r"insufficient.{0,3}(quota|balance|credit|funds)|balance is too low|arrearage|free.?tier.?only", re.I
+)
 _FILTERED = re.compile(r"content.?filter|content management policy|data.?inspection|content.?policy", re.I)
 _CHARACTERS_PER_TOKEN = 4
 
@@ -67,6 +71,9 @@ class Endpoint:
         retries: how often a request is repeated after a passing fault.
         backoff: seconds before the first repetition; doubled each time, up to a minute, with jitter.
         requests_per_minute: most requests a minute; None: no limit.
+
+    Raises:
+        UserError: the base URL is no URL, or a number is not finite or too small or large to be used.
     """
 
     model: str
@@ -79,6 +86,17 @@ class Endpoint:
     retries: int = 5
     backoff: float = 1.0
     requests_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_url(self.base_url):
+            shown = re.sub(r"(?s).*@|[?#].*", "", self.base_url)
+            raise UserError(f"'{shown}' is no base URL; write http://... or https://...")
+        if not all(map(math.isfinite, (self.temperature or 0.0, self.backoff))):
+            raise UserError("--temperature and --backoff must be finite numbers.")
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise UserError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds.")
+        if self.requests_per_minute is not None and not self.requests_per_minute > 0:
+            raise UserError(f"--requests-per-minute must be above 0, not {self.requests_per_minute:g}.")
 
     @property
     def public_url(self) -> str:
@@ -192,7 +210,7 @@ class ChatClient:
         say: told in a sentence of what happens besides: pauses, formats that are not supported.
 
     Raises:
-        UserError: the package ``openai`` is missing, the base URL is no URL, or there is no key.
+        UserError: the package ``openai`` is missing, or there is no key.
     """
 
     def __init__(
@@ -210,11 +228,12 @@ class ChatClient:
         self._client = self._make_client()
 
     def _make_client(self) -> Any:
-        if urlsplit(self.endpoint.base_url).scheme not in ("http", "https"):
-            raise UserError(f"'{self.endpoint.public_url}' is no base URL; write http://... or https://...")
+        url = urlsplit(self.endpoint.base_url)
         client = self._openai.OpenAI(
             api_key=self._key or "no-key-needed",
-            base_url=self.endpoint.base_url,
+            base_url=urlunsplit(url._replace(query="", fragment="")),
+            # As a part of the base URL it would end up before the path of a request.
+            default_query=dict(parse_qsl(url.query)),
             timeout=self.endpoint.timeout,
             max_retries=0,
         )
@@ -309,15 +328,16 @@ class ChatClient:
             wait = retry_after(error.response.headers)
             raise _PassingError(str(status), f"{status}: {message}", wait) from error
         if status in (401, 403):
-            raise self._no_access(status) from error
+            raise self._no_access(status, message) from error
         if status == 404 or _NO_MODEL.search(message):
             raise UserError(
                 f"No model '{self.endpoint.model}' was found at {where}; check --model and --base-url."
             ) from error
         if _CONTEXT.search(f"{code} {message}") or status == 413:
+            limit = "" if self.endpoint.max_tokens is None else ", a smaller --max-tokens"
             raise ContextTooLongError(
                 f"The prompt is too long for '{self.endpoint.model}' at {where}; use a model with a longer "
-                "context, or fewer sentences with --n."
+                f"context{limit}, or fewer sentences with --n."
             ) from error
         if _FILTERED.search(f"{code} {message}"):
             return Answer("", "", False, True, self._format)
@@ -325,7 +345,7 @@ class ChatClient:
             return None
         raise UserError(f"The request was rejected by {where}; change it or use another server.") from error
 
-    def _no_access(self, status: int) -> UserError:
+    def _no_access(self, status: int, message: str) -> UserError:
         place = self.endpoint.public_url
         if self._key is None:
             return UserError(
@@ -333,6 +353,12 @@ class ChatClient:
                 "--api-key-env."
             )
         variable = self.endpoint.key_variable or OPENAI_KEY_VARIABLE
+        if status == 403:
+            return UserError(
+                f"{place} does not let the API key of {variable} do this (403: {message}); use another key, "
+                "model or server."
+            )
+        # What a server says of a wrong key may repeat a part of it.
         return UserError(f"{place} does not accept the API key of {variable} ({status}); correct it.")
 
     def _change_form(self, message: str) -> bool:
@@ -340,7 +366,7 @@ class ChatClient:
         if "max_completion_tokens" in message and self._limit_name == "max_tokens":
             self._limit_name = "max_completion_tokens"
             return self.endpoint.max_tokens is not None
-        for setting in ("temperature", "seed"):
+        for setting in ("temperature", "seed", "max_tokens"):
             if getattr(self.endpoint, setting) is not None and setting in message:
                 return False
         if self._format == FORMATS[-1]:
@@ -351,17 +377,23 @@ class ChatClient:
         return True
 
     def _read(self, body: str, messages: list[dict[str, str]]) -> Answer:
+        body = self._without_key(body)
         try:
-            content = json.loads(body)
+            content = _completion(body)
             choice = content["choices"][0]
             message = choice.get("message") or {}
+            text, refusal, finish = (
+                _text(message.get("content")),
+                message.get("refusal"),
+                choice.get("finish_reason"),
+            )
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
             raise _PassingError("invalid answer", f"an answer that is none: {_brief(body)}") from error
-        text = _text(message.get("content"))
         self._count(content.get("usage"), messages, text)
-        finish = choice.get("finish_reason")
-        refused = bool(message.get("refusal")) or finish == "content_filter"
-        return Answer(text, str(content.get("model") or ""), finish == "length", refused, self._format)
+        refused = bool(refusal) or finish == "content_filter"
+        return Answer(
+            text, _brief(str(content.get("model") or "")), finish == "length", refused, self._format
+        )
 
     def _count(self, usage: Any, messages: list[dict[str, str]], text: str) -> None:
         counts = usage if isinstance(usage, dict) else {}
@@ -400,7 +432,10 @@ class ChatClient:
         body = error.body
         if isinstance(body, dict):
             body = body.get("message") or body.get("error") or body.get("detail") or body
-        text = _brief(body if isinstance(body, str) else json.dumps(body, default=str) if body else "")
+        text = body if isinstance(body, str) else json.dumps(body, default=str) if body else ""
+        return _brief(self._without_key(text))
+
+    def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
 
@@ -446,6 +481,35 @@ def retry_after(headers: Any) -> float | None:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)  # it drops line breaks, which no address has
+        return (
+            text.isprintable()
+            and " " not in text
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
+    except ValueError:
+        return False
+
+
+def _completion(body: str) -> Any:
+    """The decoded body; of a stream of events, which some gateways send unasked, what it adds up to."""
+    lines = [line.removeprefix("data:").strip() for line in body.split("\n") if line.startswith("data:")]
+    if not lines or body.lstrip().startswith("{"):
+        return json.loads(body)
+    events = [json.loads(line) for line in lines if line != "[DONE]"]
+    choices = [event["choices"][0] for event in events if event.get("choices")]
+    deltas = [choice.get("delta") or {} for choice in choices]
+    whole = {key: value for event in events for key, value in event.items() if value is not None}
+    message = {key: "".join(delta.get(key) or "" for delta in deltas) for key in ("content", "refusal")}
+    finish = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    # Without a reason to finish the stream broke off: no answer.
+    return {**whole, "choices": [{"message": message, "finish_reason": finish[0]}]}
+
+
 def _text(content: Any) -> str:
     """The text of a message's content: a string, or the texts of its parts."""
     if isinstance(content, list):
@@ -460,6 +524,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _brief(text: str, length: int = 160) -> str:
-    """A text on one line, without tags, cut to a length."""
-    line = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    """A text on one line, without tags and signs that a terminal obeys, cut to a length."""
+    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    line = " ".join(re.sub(r"<[^>]*>", " ", printable).split())
     return line if len(line) <= length else line[: length - 3] + "..."

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vmfcoop.descriptions.bank import spelled_as
 from vmfcoop.descriptions.subject import Subject
 
 FAULTS: dict[str, str] = {
@@ -26,6 +27,7 @@ NOTES: dict[str, str] = {
     "class-unnamed": "no word of the class name (a synonym is fine)",
     "modality-unnamed": "no word for the modality",
     "uneven": "classes have different numbers of sentences",
+    "organ-uneven": "the organ is named far less often than in another class, which then draws every image",
     "extra": "a class that the dataset does not have",
     "stray": "nearer to the mean direction of another class than to its own",
     "outlier": "improbable under the law of the other sentences of its class",
@@ -48,6 +50,9 @@ MODALITIES: dict[str, tuple[str, ...]] = {
 }
 """Beginnings of words that name a modality, as :func:`words` spells them. Entries of up to three letters
 are whole words."""
+
+MAX_UNEVENNESS = 0.25
+"""Largest difference between the shares of two classes' sentences that name the organ, for no note."""
 
 _CONTRAST = frozenset(
     """no not without unlike than versus vs lack lacks lacking absence absent free neither nor rather instead
@@ -241,12 +246,13 @@ def check_bank(
     """Everything there is to say about a bank from its texts alone, faults and notes in the bank's order.
 
     Args:
-        descriptions: sentences by class.
+        descriptions: sentences by class; names match whatever their case, spaces, underscores and hyphens.
         subject: the classes that there should be, with the modality.
         rules: limits.
         count: sentences that every class should have; None: any number from 2.
     """
     judge = SentenceJudge(subject, rules)
+    descriptions = spelled_as(descriptions, subject.class_names)
     found = _classes(descriptions, subject, count)
     homes: dict[str, tuple[str, int]] = {}
     for name, texts in descriptions.items():
@@ -256,7 +262,25 @@ def check_bank(
             if home[0] != name and text.strip():
                 about.append(Finding("shared", name, f"sentence {home[1]} of '{home[0]}'", None, text))
             found += [Finding(f.kind, name, f.detail, position, text) for f in about]
-    return found
+    return [*found, *_organ_named_unevenly(descriptions, subject)]
+
+
+def _organ_named_unevenly(descriptions: Mapping[str, Sequence[str]], subject: Subject) -> list[Finding]:
+    """A word that fits all images says nothing of a class, but draws all images to the texts that have it."""
+    in_names = {_stem(word) for name in descriptions for word in words(name)}
+    organ = {_stem(word) for word in words(subject.organ) if len(word) > 3} - in_names
+    shares = {
+        name: sum(bool(organ & {_stem(word) for word in words(text)}) for text in texts) / len(texts)
+        for name, texts in descriptions.items()
+        if texts
+    }
+    if not organ or len(shares) < 2:
+        return []
+    least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    if shares[most] - shares[least] <= MAX_UNEVENNESS:
+        return []
+    detail = f"{subject.organ} in {shares[least]:.0%} of its sentences, in {shares[most]:.0%} of '{most}'"
+    return [Finding("organ-uneven", least, detail)]
 
 
 def _classes(descriptions: Mapping[str, Sequence[str]], subject: Subject, count: int | None) -> list[Finding]:

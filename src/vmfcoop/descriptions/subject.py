@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmfcoop.descriptions.bank import class_key
 from vmfcoop.errors import UserError, unknown_name
 
 
@@ -12,7 +13,7 @@ class Subject:
     """The classes that a bank describes.
 
     Attributes:
-        class_names: C names, each at most once.
+        class_names: C names, each at most once, whatever its case, spaces, underscores and hyphens.
         modality: as a sentence would say it ("chest X-ray"); empty if unknown.
         organ: as a sentence would say it; empty if unknown.
         dataset: key of the dataset, if it has one.
@@ -29,12 +30,13 @@ class Subject:
     def __post_init__(self) -> None:
         if not self.class_names:
             raise UserError("There are no classes; name them with --classes a,b.")
-        folded = [" ".join(name.casefold().split()) for name in self.class_names]
-        for position, name in enumerate(folded):
-            if not name:
+        seen = set()
+        for name in self.class_names:
+            if not name.strip():
                 raise UserError("A class name is empty; name the classes with --classes a,b.")
-            if name in folded[:position]:
-                raise UserError(f"The class '{self.class_names[position]}' is named twice; name it once.")
+            if class_key(name) in seen:
+                raise UserError(f"The class '{name}' is named twice; name it once.")
+            seen.add(class_key(name))
 
 
 def dataset_subject(key: str) -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -23,18 +24,43 @@ if TYPE_CHECKING:
 SHOWN_PER_KIND = 5
 """Sentences listed of one kind; the rest is counted."""
 
+LONGEST_SHOWN = 400
+"""Characters shown of a sentence."""
+
+LARGEST_MATRIX = 10
+"""Most classes whose cosines are shown as a matrix; of more, the nearest class of each is."""
+
+
+def shown(text: str) -> str:
+    """A sentence or a name as a terminal can take it: without signs that it obeys, and not endless."""
+    printable = "".join(" " if unicodedata.category(sign) in ("Cc", "Cf", "Cs") else sign for sign in text)
+    return printable if len(printable) <= LONGEST_SHOWN else printable[: LONGEST_SHOWN - 3] + "..."
+
+
+def _class_table(title: str, *headings: str) -> Table:
+    """A table with a row a class, its name never cut, and columns of numbers."""
+    # Ten columns fit 80 signs only without the spaces beside the lines.
+    padding = (0, 1 if len(headings) < 6 else 0)
+    table = Table(title=escape(title), title_justify="left", caption_justify="left", padding=padding)
+    table.add_column("class", overflow="fold", min_width=10)
+    for column in headings:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
+
+
+def _cell(text: str) -> str:
+    return escape(shown(text))
+
 
 def texts_table(title: str, descriptions: Mapping[str, Sequence[str]]) -> Table:
     """Numbers of sentences and words, with the first sentence of each class."""
-    table = Table("class", title=escape(title), title_justify="left")
-    table.add_column("sentences", justify="right")
-    table.add_column("words", justify="right", no_wrap=True)
+    table = _class_table(title, "sentences", "words")
     table.add_column("the first")
     for name, texts in descriptions.items():
         lengths = [len(text.split()) for text in texts] or [0]
         spread = f"{min(lengths)} / {mean(lengths):.1f} / {max(lengths)}"
-        table.add_row(escape(name), str(len(texts)), spread, escape(texts[0] if texts else "-"))
-    table.caption, table.caption_justify = "words: fewest / mean / most of a sentence", "left"
+        table.add_row(_cell(name), str(len(texts)), spread, _cell(texts[0] if texts else "-"))
+    table.caption = "words: fewest / mean / most of a sentence"
     return table
 
 
@@ -42,9 +68,10 @@ def geometry_report(geometry: BankGeometry, descriptions: Mapping[str, Sequence[
     """The laws of the classes, cosines between them, the sentences that stand out, and what it means."""
     parts: list[RenderableType] = [_laws_table(geometry)]
     if len(geometry.classes) > 1:
+        table = _cosine_table if len(geometry.classes) <= LARGEST_MATRIX else _nearest_table
         parts += [
-            _cosine_table("Cosines between mean directions", geometry, geometry.mean_cosines),
-            _cosine_table("Cosines between unified anchors", geometry, geometry.anchor_cosines),
+            table("Cosines between mean directions", geometry, geometry.mean_cosines),
+            table("Cosines between unified anchors", geometry, geometry.anchor_cosines),
         ]
     for entry in geometry.classes:
         parts.append(_sentences(entry, descriptions[entry.name], geometry.context_length))
@@ -54,12 +81,11 @@ def geometry_report(geometry: BankGeometry, descriptions: Mapping[str, Sequence[
 
 def _laws_table(geometry: BankGeometry) -> Table:
     title = f"Von Mises-Fisher laws on {geometry.backbone}, d = {geometry.dim}"
-    table = Table("class", title=escape(title), title_justify="left")
-    for heading in ("n", "R", "κ", "κ debiased", "anchor moved", "own nearest", "outliers", "strays", "cut"):
-        table.add_column(heading, justify="right")
+    headings = ("n", "R", "κ", "κ debiased", "anchor moved", "own nearest", "outliers", "strays", "cut")
+    table = _class_table(title, *headings)
     for entry in geometry.classes:
         table.add_row(
-            escape(entry.name),
+            _cell(entry.name),
             str(entry.count),
             f"{entry.resultant_length:.3f}",
             f"{entry.concentration:.1f}",
@@ -76,22 +102,31 @@ def _laws_table(geometry: BankGeometry) -> Table:
         "direction of their class, which is computed without them; strays: the others. outliers: log-density "
         "under the others of the class more than 3.5 robust deviations below the median."
     )
-    table.caption_justify = "left"
     return table
 
 
 def _cosine_table(title: str, geometry: BankGeometry, cosines: Tensor) -> Table:
-    table = Table("class", title=title, title_justify="left")
-    for entry in geometry.classes:
-        table.add_column(escape(entry.name), justify="right")
+    table = _class_table(title, *(str(i + 1) for i in range(len(cosines))))
     for i, entry in enumerate(geometry.classes):
         row = [f"{float(value):.3f}" if i != j else "" for j, value in enumerate(cosines[i])]
-        table.add_row(escape(entry.name), *row)
+        table.add_row(f"{i + 1} {_cell(entry.name)}", *row)
+    return table
+
+
+def _nearest_table(title: str, geometry: BankGeometry, cosines: Tensor) -> Table:
+    table = _class_table(f"{title}: the largest of each class", "cosine", "to")
+    for i, entry in enumerate(geometry.classes):
+        others = cosines[i].clone()
+        others[i] = -2.0
+        nearest = int(others.argmax())
+        table.add_row(
+            _cell(entry.name), f"{float(others[nearest]):.3f}", _cell(geometry.classes[nearest].name)
+        )
     return table
 
 
 def _sentences(entry: ClassGeometry, texts: Sequence[str], context_length: int) -> Group:
-    lines = [Text(entry.name, "bold")]
+    lines = [Text(shown(entry.name), "bold")]
     kinds: list[tuple[str, list[str]]] = [
         ("most typical", [texts[entry.most_typical]]),
         ("least typical", [texts[entry.least_typical]]),
@@ -100,7 +135,7 @@ def _sentences(entry: ClassGeometry, texts: Sequence[str], context_length: int) 
         (f"cut after {context_length} tokens", [texts[i] for i in entry.truncated]),
     ]
     for kind, found in kinds:
-        lines += [Text(f"  {kind}: {text}") for text in found[:SHOWN_PER_KIND]]
+        lines += [Text(f"  {kind}: {shown(text)}") for text in found[:SHOWN_PER_KIND]]
         if len(found) > SHOWN_PER_KIND:
             lines.append(Text(f"  {kind}: {len(found) - SHOWN_PER_KIND} more (--json lists them)", "dim"))
     return Group(*lines)
@@ -115,13 +150,13 @@ def findings_report(findings: Sequence[Finding]) -> Group:
         for finding in faults:
             number = "" if finding.position is None else str(finding.position)
             cells = (finding.kind, finding.class_name, number, finding.detail, finding.text)
-            table.add_row(*map(escape, cells))
+            table.add_row(*map(_cell, cells))
         parts.append(table)
         for kind, count in Counter(finding.kind for finding in faults).items():
             parts.append(Text(f"{count} x {kind}: {FAULTS[kind]}"))
     notes = Counter((finding.kind, finding.class_name) for finding in findings if not finding.is_fault)
     for (kind, name), count in notes.items():
-        parts.append(Text(f"Note: {name}: {count} x {kind}: {NOTES[kind]}", "dim"))
+        parts.append(Text(f"Note: {shown(name)}: {count} x {kind}: {NOTES[kind]}", "dim"))
     if not faults:
         parts.append(Text("No faults."))
     return Group(*parts)
@@ -129,13 +164,10 @@ def findings_report(findings: Sequence[Finding]) -> Group:
 
 def difference_report(differences: Sequence[ClassDifference], comparison: BankComparison | None) -> Group:
     """Two banks beside each other: sentences, and the geometry where a backbone was given."""
-    table = Table("class", title="From A to B", title_justify="left")
-    headings = ("n in A", "n in B", "kept", "added", "removed")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table = _class_table("From A to B", "n in A", "n in B", "kept", "added", "removed")
     for entry in differences:
         numbers = (*entry.counts, len(entry.kept), len(entry.added), len(entry.removed))
-        table.add_row(escape(entry.name), *map(str, numbers))
+        table.add_row(_cell(entry.name), *map(str, numbers))
     parts: list[RenderableType] = [table]
     for entry in differences:
         parts += _changes(entry)
@@ -147,32 +179,24 @@ def difference_report(differences: Sequence[ClassDifference], comparison: BankCo
 def _changes(entry: ClassDifference) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for sign, style, texts in (("-", "red", entry.removed), ("+", "green", entry.added)):
-        lines += [Text(f"{sign} {entry.name}: {text}", style) for text in texts[:SHOWN_PER_KIND]]
+        lines += [Text(shown(f"{sign} {entry.name}: {text}"), style) for text in texts[:SHOWN_PER_KIND]]
         if len(texts) > SHOWN_PER_KIND:
             more = len(texts) - SHOWN_PER_KIND
-            lines.append(Text(f"{sign} {entry.name}: {more} more (--json lists them)", "dim"))
+            lines.append(Text(f"{sign} {shown(entry.name)}: {more} more (--json lists them)", "dim"))
     return lines
 
 
 def _comparison_table(comparison: BankComparison) -> Table:
-    table = Table("class", title=escape(f"On {comparison.a.backbone}"), title_justify="left")
-    for heading in (
-        "cosine A, B",
-        "κ in A",
-        "κ in B",
-        "anchor moved",
-        "own nearest in A",
-        "own nearest in B",
-    ):
-        table.add_column(heading, justify="right")
+    headings = ("cosine A, B", "κ in A", "κ in B", "anchor moved", "own nearest in A", "own nearest in B")
+    table = _class_table(f"On {comparison.a.backbone}", *headings)
     for entry, a, b in zip(comparison.classes, comparison.a.classes, comparison.b.classes, strict=True):
         table.add_row(
-            escape(entry.name),
+            _cell(entry.name),
             f"{entry.cosine:.3f}",
             *(f"{kappa:.1f}" for kappa in entry.concentrations),
             f"{entry.anchor_shift:.1f}°",
             f"{a.own_accuracy:.0%}",
             f"{b.own_accuracy:.0%}",
         )
-    table.caption, table.caption_justify = "cosine A, B: between the class's mean directions", "left"
+    table.caption = "cosine A, B: between the class's mean directions"
     return table
