@@ -59,6 +59,8 @@ def test_show_tells_classes_licence_faults_and_how_to_get_it():
     text = " ".join(vmfcoop("data", "show", "dermamnist").stdout.split())
     for wanted in ("6 vascular lesion", "CC BY-NC 4.0", "one lesion", "vmfcoop data fetch dermamnist"):
         assert wanted in text
+    address = "https://huggingface.co/datasets/TahaKoleilat/BiomedCoOp/resolve/main/DermaMNIST.zip"
+    assert address in text.replace(" ", "")
     text = " ".join(vmfcoop("data", "show", "pmri").stdout.split())
     assert "a proposal" in text and "register and apply" in text and "vmfcoop data import pmri" in text
 
@@ -112,3 +114,13 @@ def test_fetch_hands_its_options_on(archive, monkeypatch):
     vmfcoop("data", "fetch", "btmri", "--archive", archive)
     vmfcoop("data", "fetch", "btmri", "--archive", archive, "--replace", "--keep-archive")
     assert asked == [{"replace": False, "keep_archive": False}, {"replace": True, "keep_archive": True}]
+
+
+def test_a_contact_sheet_goes_to_a_file_by_any_name(tmp_path):
+    sheet = tmp_path / "[bold]s.png"
+    options = "data", "contact-sheet", "phantom-fundus", "--columns", "1", "--out"
+    assert "[bold]s.png" in vmfcoop(*options, sheet).stdout.replace("\n", "") and sheet.is_file()
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    result = vmfcoop(*options, folder)
+    assert result.returncode == 2 and "is a folder; name a file to write" in " ".join(result.stderr.split())

@@ -104,7 +104,14 @@ def test_other_packing_than_deflate_is_refused(attempt):
 
 
 @pytest.mark.parametrize(
-    "names", [("A/x.png", "a/X.PNG"), ("A/x.png", "A\\x.png"), ("A", "A/x.png"), ("a/x.png", "A")]
+    "names",
+    [
+        ("A/x.png", "a/X.PNG"),
+        ("A/x.png", "A\\x.png"),
+        ("\u00e4.png", "a\u0308.png"),
+        ("A", "A/x.png"),
+        ("a/x.png", "A"),
+    ],
 )
 def test_two_names_of_one_place_are_refused(attempt, names):
     with pytest.raises(UserError, match="names of one file|both a file and a folder"):
@@ -152,6 +159,24 @@ def test_a_changed_byte_is_found(attempt):
     content[60] ^= 0xFF
     with pytest.raises(DamagedArchiveError):
         attempt(bytes(content))
+
+
+def test_a_table_of_contents_that_points_before_the_start_is_damage(attempt):
+    whole = bytearray(zip_of({"a/1.png": b"image" * 9}))
+    entry = whole.rindex(b"PK\x01\x02")
+    end = whole.rindex(b"PK\x05\x06")
+    # The table is said to start one byte further on, so that all offsets lead one byte too far back.
+    whole[end + 16 : end + 20] = struct.pack("<I", entry + 1)
+    whole[entry + 42 : entry + 46] = struct.pack("<I", 0)
+    with pytest.raises(DamagedArchiveError, match=r"a\.zip is damaged"):
+        attempt(bytes(whole))
+    assert attempt.found == []
+
+
+def test_names_that_are_no_text_are_damage(attempt):
+    whole = zip_of({"a/\u00e4.png": b"image"})
+    with pytest.raises(DamagedArchiveError, match=r"a\.zip is damaged"):
+        attempt(whole.replace("\u00e4".encode(), b"\xff\xfe"))
 
 
 def test_too_little_space_is_said_before_unpacking(attempt, monkeypatch):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -439,3 +441,84 @@ def test_window_is_added_to_dicom_and_nifti_alone(tmp_path: Path, make_images: M
     shown = {path.name for path in data.paths if "#" in path.name}
     assert shown == {"scan.nii.gz#window=lung", "slice.dcm#window=lung"}
     assert data.fingerprint != load_dataset(root).fingerprint
+
+
+# Names and links
+
+
+def test_links_to_folders_elsewhere_are_followed_and_circles_are_not(
+    make_images: MakeImages, tmp_path: Path
+) -> None:
+    root = make_images(*(f"{name}/{i}.png" for name in "ab" for i in range(3)))
+    archive = make_images("p/0.png", "p/deep/1.png", under="archive")
+    (root / "a" / "patient").symlink_to(archive / "p")
+    (root / "a" / "again").symlink_to(archive / "p")
+    (root / "a" / "circle").symlink_to(root)
+    (archive / "p" / "back").symlink_to(root)
+    (archive / "p" / "deep" / "up").symlink_to(archive / "p")
+    found = [file for file in files(load_dataset(root)) if file.startswith("a/")]
+    assert found == ["a/0.png", "a/1.png", "a/2.png", "a/again/0.png", "a/again/deep/1.png"]
+
+
+def test_accents_may_be_composed_or_not(make_images: MakeImages) -> None:
+    composed, apart = (unicodedata.normalize(form, "n\u00e4vus") for form in ("NFC", "NFD"))
+    root = make_images(*(f"{name}/{i}.png" for name in (apart, "other") for i in range(4)))
+    (root / "groups.csv").write_text(
+        "class,file,group\n"
+        + "".join(f"{name},{i}.png,{i}\n" for name in (composed, "other") for i in range(4)),
+        encoding="utf-8",
+    )
+    data = load_dataset(root)
+    assert composed in data.class_names and data.groups is not None
+    (root / "groups.csv").unlink()
+    (root / "other").rename(root / composed)
+    user_error(root, "both named")
+
+
+@pytest.mark.parametrize("spec", ["x" * 5000, "~nobody-of-this-name/x", "x\0y"])
+def test_specs_that_no_disk_could_hold_are_unknown(spec: str) -> None:
+    user_error(spec, "nknown dataset")
+
+
+def test_split_files_with_other_paths(split_folder: Path) -> None:
+    rows = split_rows()
+    listed = [row for part in rows.values() for row in part]
+    for row in listed:
+        row[0] = f"./{row[0]}"
+    write_split(split_folder / "split_set.json", **rows)
+    groups = "".join(f"{str(row[0])[2:]},{n}\n" for n, row in enumerate(listed))
+    (split_folder / "groups.csv").write_text("path,group\n" + groups)
+    assert len(load_dataset(split_folder)) == len(listed)
+    for row in listed:
+        row[0] = str(row[0]).replace("/", "\\")
+    write_split(split_folder / "split_set.json", **rows)
+    user_error(split_folder, "12 of 12 files that are missing", "write / for \\ in the paths")
+    listed[0][0] = "x" * 5000
+    write_split(split_folder / "split_set.json", **rows)
+    user_error(split_folder, "files that are missing")
+
+
+def test_split_file_with_selections_in_a_subfolder(make_images: MakeImages) -> None:
+    rows = split_rows()
+    images = make_images(*(str(row[0]) for part in rows.values() for row in part), under="outer/SET")
+    for part in rows.values():
+        for row in part:
+            row[0] = f"{row[0]}#frame=0"
+    write_split(images.parent / "split_SET.json", **rows)
+    assert load_dataset(images.parent).root == images
+
+
+def test_folders_that_may_not_be_read(make_images: MakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_images(*CLASS_FILES)
+
+    def refuse(path: object = ".") -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for owner, name in ((os, "scandir"), (Path, "iterdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            user_error(root, str(root), "cannot be read (Permission denied); check its permissions")
+
+
+def test_fractions_that_are_no_numbers(make_images: MakeImages) -> None:
+    user_error(make_images(*CLASS_FILES), "no partition", test_fraction=float("nan"))

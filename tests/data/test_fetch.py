@@ -335,6 +335,15 @@ def test_an_archive_brought_along_needs_no_network(server, tmp_path):
         fetch("busi", archive=tmp_path / "gone.zip")
 
 
+def test_another_datasets_archive_is_refused(server, tmp_path):
+    given = tmp_path / "BTMRI.zip"
+    given.write_bytes(server.files[HUB_PATH])
+    with pytest.raises(UserError, match=r"BTMRI\.zip is another dataset's archive: .*glioma tumor.*colon"):
+        fetch("lungcolon", archive=given)
+    assert given.is_file() and not is_here("lungcolon") and not checksums_file().exists()
+    assert left_behind() == []
+
+
 def test_a_damaged_archive_brought_along_stays(tmp_path):
     given = tmp_path / "copied.zip"
     given.write_bytes(b"no zip")

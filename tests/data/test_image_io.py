@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import builtins
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -341,3 +343,32 @@ def test_dicom_without_a_suffix_is_told_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_bytes(b"x" * 200)
     found = {path.name for path in tmp_path.iterdir() if is_image_path(path)}
     assert found == {"IM000001", "1.2.840.113619.2.55"}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".dcm", ".nii.gz"])
+def test_files_that_may_not_be_read(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / f"closed{suffix}"
+    file.write_bytes(b"content")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    for owner in (Path, builtins, gzip):
+        monkeypatch.setattr(owner, "open", refuse)
+    with pytest.raises(UserError, match="closed.* may not be read; change its permissions"):
+        read_image(file)
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError, match="may not be read; change its permissions"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + ".dcm", "x" * 5000 + ".nii#slice=1"])
+def test_names_that_no_disk_could_hold(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be read .*; check the path"):
+        read_image(name)

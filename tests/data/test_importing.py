@@ -20,7 +20,7 @@ from tests.data.test_twins import texture
 from tests.data.test_verify import run, save
 from vmfcoop.data import load_dataset, read_image
 from vmfcoop.data.importing import Imported, ImportRequest, hashed, import_dataset
-from vmfcoop.data.installed import read_source
+from vmfcoop.data.installed import one_at_a_time, read_source
 from vmfcoop.data.registry import REGISTRY
 from vmfcoop.data.verify import verify
 from vmfcoop.errors import UserError
@@ -334,6 +334,8 @@ def test_the_place_itself_can_be_split_anew(make: Callable[..., Path], home: Pat
         bring("busi", images, link=True, **options)
     assert bring("busi", images, **options).groups == 15
     assert len(load_dataset("busi")) == 30
+    assert bring("busi", images.parent, **options).groups == 15
+    assert len(load_dataset("busi")) == 30
 
 
 def test_two_imports_at_once(make: Callable[..., Path]) -> None:
@@ -365,6 +367,40 @@ def test_links(make: Callable[..., Path]) -> None:
     assert imported.linked and any("symbolic links" in remark for remark in imported.remarks)
     bring("busi", source, replace=True)
     assert len(list(source.rglob("*.png"))) == 30
+
+
+def test_a_number_sign_may_be_part_of_a_name(make: Callable[..., Path]) -> None:
+    source = make(*BUSI)
+    odd = {
+        f"{BUSI[0]}/00.png": "a#q=1.png",
+        f"{BUSI[0]}/01.png": "b#frame=0.png",
+        f"{BUSI[1]}/00.png": "c#1.png",
+    }
+    for file, name in odd.items():
+        (source / file).rename((source / file).with_name(name))
+    bring("busi", source)
+    names = {path.name for path in load_dataset("busi").paths}
+    assert set(odd.values()) <= names and len(names) == 13
+    assert verify("busi").unreadable == ()
+
+
+def test_an_import_waits_for_another_and_clears_what_a_killed_one_left(make: Callable[..., Path]) -> None:
+    source = make(*BUSI)
+    left = importing.datasets_folder() / ".busi.half1234"
+    (left / "images").mkdir(parents=True)
+    told: list[str] = []
+    with one_at_a_time("busi"):
+        left.mkdir(exist_ok=True)
+        waiting = threading.Thread(
+            target=import_dataset,
+            args=(ImportRequest("busi", source), lambda task, done, total: told.append(task)),
+        )
+        waiting.start()
+        waiting.join(1.5)
+        assert waiting.is_alive() and not (importing.datasets_folder() / "busi").exists()
+    waiting.join(20)
+    assert len(load_dataset("busi")) == 30 and not left.exists()
+    assert "Waiting for another process that prepares busi" in told
 
 
 # UK Biobank

@@ -97,6 +97,22 @@ def test_damage_is_said(tmp_path):
         write(tmp_path, short.getvalue())
 
 
+@pytest.mark.parametrize(
+    "header", [b"{'descr': (", b"\0" * 20, b"{'descr': '|O'}", b"{'descr': 1, 'shape': (9,"]
+)
+def test_a_header_that_is_no_header_is_said(tmp_path, header):
+    content = io.BytesIO(npz_of(LABELS))
+    with zipfile.ZipFile(content) as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    arrays["val_labels.npy"] = arrays["val_labels.npy"][:10] + header.ljust(118) + bytes(2)
+    damaged = io.BytesIO()
+    with zipfile.ZipFile(damaged, "w") as archive:
+        for name, data in arrays.items():
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match="val_labels is no (plain )?array of numbers"):
+        write(tmp_path, damaged.getvalue())
+
+
 def test_class_folders_are_plain_and_distinct():
     assert class_folder("normal, benign") == "normal_benign" and class_folder("A/../b") == "a_b"
     for info in REGISTRY.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,29 @@ def test_too_few_patients_are_said(tmp_path: Path) -> None:
         UserError, match=r"Class 'tumor' has 2 groups, too few .* patient.* stays in one split"
     ):
         load_dataset(tmp_path / "set")
+
+
+def test_an_image_without_a_patient_id_goes_with_the_patient_of_its_study(tmp_path: Path) -> None:
+    files = scans(
+        tmp_path, PatientID=["A", "", "B", "", ""], StudyInstanceUID=["1.1", "1.1", "1.2", "1.3", "1.3"]
+    )
+    assert numbers(own_groups(files)) == [0, 0, 1, 2, 2]
+
+
+def test_a_missing_issuer_makes_no_second_patient(tmp_path: Path) -> None:
+    files = scans(tmp_path, PatientID=["7", "7", "8"], IssuerOfPatientID=["north", "", ""])
+    assert numbers(own_groups(files)) == [0, 0, 1]
+
+
+def test_images_that_cannot_be_split_by_patient_are_warned_of(tmp_path: Path) -> None:
+    one_study = scans(tmp_path / "study", PatientID=["A"] * 3, StudyInstanceUID=["1.1"] * 3)
+    with pytest.warns(UserWarning, match="All images are of one patient, study or file"):
+        own_groups(one_study)
+    with pytest.warns(UserWarning, match="All images are of one patient, study or file"):
+        own_groups([Path("v.nii.gz#slice=1"), Path("v.nii.gz#slice=2")])
+    with pytest.warns(UserWarning, match="DICOM headers tell no patients apart"):
+        own_groups(scans(tmp_path / "anonymised", PatientID=["ANONYMOUS"] * 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own_groups([Path("a.png"), Path("b.png")])
+        own_groups(scans(tmp_path / "several", PatientID=["A", "B", "C"]))

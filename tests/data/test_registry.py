@@ -15,6 +15,7 @@ from vmfcoop.data.installed import (
     datasets_folder,
     install,
     is_here,
+    one_at_a_time,
     read_source,
     staging,
 )
@@ -245,3 +246,34 @@ def test_processes_that_replace_at_once_leave_one_whole_dataset():
     assert [process.exitcode for process in processes] == [0, 0]
     assert json.loads(locate("btmri").read_text())[1] in range(15)
     assert [path.name for path in datasets_folder().iterdir()] == ["btmri"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next():
+    put("btmri")
+    for name in (".btmri.half1234", ".btmri.old.abcd1234", ".busi.half1234"):
+        (datasets_folder() / name).mkdir()
+        fill(datasets_folder() / name)
+    with one_at_a_time("btmri"):
+        names = sorted(path.name for path in datasets_folder().iterdir())
+    assert names == [".btmri.lock", ".busi.half1234", "btmri"]
+
+
+def test_a_dataset_that_was_set_aside_when_the_process_died_comes_back():
+    place = put("btmri")
+    aside = datasets_folder() / ".btmri.old.abcd1234"
+    aside.mkdir()
+    place.rename(aside / "0")
+    with one_at_a_time("btmri"):
+        assert is_here("btmri") and not aside.exists()
+
+
+@pytest.mark.parametrize("wrong", [{"splits": {"train": "many"}}, {"splits": [1]}, {"left_out": None}])
+def test_a_record_with_other_counts_is_refused(wrong):
+    (put("btmri") / "source.json").write_text(json.dumps(RECORD | wrong))
+    with pytest.raises(UserError, match="no valid counts; fetch or import btmri again with --replace"):
+        read_source("btmri")
+
+
+def test_drawn_datasets_are_neither_fetched_nor_imported():
+    with pytest.raises(UserError, match="phantom-fundus is drawn when first used"):
+        find("phantom-fundus")

@@ -349,6 +349,18 @@ def test_the_command_reports_writes_and_exits_with_1(folder: Path, tmp_path: Pat
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_names_in_square_brackets_are_printed_as_they_are(folder: Path) -> None:
+    (folder / "benign").rename(folder / "[red]a")
+    _, out, _ = run("verify", folder.rename(folder.with_name("[bold]")))
+    assert out.startswith("[bold]: ") and "[red]a" in out
+
+
+@pytest.mark.parametrize("option", ["--out", "--write-groups"])
+def test_a_folder_in_place_of_a_file_is_said_before_the_work(folder: Path, option: str) -> None:
+    code, out, err = run("verify", folder, option, folder)
+    assert code == 2 and out == "" and "is a folder; name a CSV file to write" in " ".join(err.split())
+
+
 def test_the_command_as_json(folder: Path) -> None:
     code, out, _ = run("verify", folder, "--json")
     content = json.loads(out)

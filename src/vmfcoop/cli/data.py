@@ -156,7 +156,9 @@ def contact_sheet(
     place = to or Path(f"{key}.png")
     if place.suffix.lower() not in SHEET_FORMATS:
         raise UserError(f"A contact sheet is written as {', '.join(SHEET_FORMATS)}, not as '{place.name}'.")
+    if place.is_dir():
+        raise UserError(f"'{place}' is a folder; name a file to write.")
     content = io.BytesIO()
     draw(key, columns, outlines).save(content, SHEET_FORMATS[place.suffix.lower()], quality=85)
     write_atomically(place, content.getvalue())
-    out.print(f"Wrote {place}", highlight=False)
+    out.print(f"Wrote {place}", markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vmfcoop.cli.common import SOME_FAILED, Json, err, out, pairs, progress_shown
+from vmfcoop.errors import UserError
 
 ClassName = Annotated[
     list[str] | None,
@@ -57,6 +58,9 @@ def verify(
     from vmfcoop.data.verify import write_groups, write_pairs
     from vmfcoop.reporting.verification import verification_report
 
+    for path in (pairs_file, groups_file):
+        if path is not None and path.is_dir():
+            raise UserError(f"'{path}' is a folder; name a CSV file to write.")
     with progress_shown() as progress:
         found = verify_dataset(
             data,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
+import struct
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -59,9 +62,25 @@ def unpack(
             for done, (info, path) in enumerate(members, start=1):
                 _write(content, info, folder / path)
                 progress(f"Unpacking {archive.name}", done, len(members))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DamagedArchiveError(f"{archive.name} is damaged or no zip archive ({error}).") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        struct.error,
+        UnicodeDecodeError,
+    ) as error:
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        # A wrong offset in the table of contents makes zipfile seek to before the start.
+        if error.errno != errno.EINVAL:
+            raise
+        raise _damaged(archive, error) from error
     return len(members)
+
+
+def _damaged(archive: Path, error: Exception) -> DamagedArchiveError:
+    return DamagedArchiveError(f"{archive.name} is damaged or no zip archive ({error}).")
 
 
 def _write(content: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
@@ -113,16 +132,20 @@ def _check_kind(name: str, info: zipfile.ZipInfo) -> None:
 
 
 def _check_names(name: str, paths: list[PurePosixPath]) -> None:
-    """No two names for one file, also on disks without regard to case, and no file that is a folder too."""
+    """No two names for one file, also where case and form of accents do not count, and no file as folder."""
     seen: dict[str, PurePosixPath] = {}
     for path in paths:
-        first = seen.setdefault(str(path).casefold(), path)
+        first = seen.setdefault(_folded(path), path)
         if first is not path:
             raise UserError(f"{name} was not unpacked: '{first}' and '{path}' in it are names of one file.")
     for path in paths:
         for parent in path.parents:
-            if str(parent).casefold() in seen:
+            if _folded(parent) in seen:
                 raise UserError(f"{name} was not unpacked: '{parent}' in it is both a file and a folder.")
+
+
+def _folded(path: PurePosixPath) -> str:
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _check_sizes(name: str, infos: list[zipfile.ZipInfo], limits: Limits) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -194,13 +196,30 @@ def _windowed(path: Path, window: str | None) -> Path:
 
 def find_listing(spec: str | Path) -> tuple[str, Listing]:
     """Name and images of a data spec, before groups and splits are settled; errors as ``load_dataset``."""
-    path = Path(spec).expanduser()
-    if path.exists():
+    path = existing_path(spec)
+    if path is not None:
         name = path.resolve().name if path.is_dir() else path.stem
         return name, list_path(path)
     if str(spec) in KNOWN_DATASETS:
         return str(spec), list_path(KNOWN_DATASETS[str(spec)]())
     raise _unknown_spec(str(spec))
+
+
+def existing_path(spec: str | Path) -> Path | None:
+    """The file or folder that a data spec names, or None where it can only be a key.
+
+    Raises:
+        UserError: A folder on the way to it may not be looked into.
+    """
+    try:
+        path = Path(spec).expanduser()
+        return path if path.exists() else None
+    except RuntimeError:  # ~ of an unknown user
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise UserError(f"{spec} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def list_path(path: Path) -> Listing:
@@ -229,7 +248,10 @@ def _display_names(listing: Listing, renamed: Mapping[str, str]) -> tuple[str, .
     for key in renamed:
         if key not in listing.class_keys:
             raise unknown_name(f"class of {listing.source}", key, listing.class_keys)
-    names = tuple(" ".join(renamed.get(key, key.replace("_", " ")).split()) for key in listing.class_keys)
+    names = tuple(
+        unicodedata.normalize("NFC", " ".join(renamed.get(key, key.replace("_", " ")).split()))
+        for key in listing.class_keys
+    )
     # Descriptions are looked up without regard to case, so names must differ without it too.
     folded = [name.casefold() for name in names]
     for label, name in enumerate(names):
@@ -253,7 +275,8 @@ def groups_of(listing: Listing, given: Path | None) -> NDArray[np.str_] | None:
         return own_groups([listing.root / row.file for row in listing.rows])
     source = found if given is None else Path(given)
     by_file = read_groups(source)
-    files = [row.file for row in listing.rows]
+    # Some disks and archives store accents apart from their letters, tables do not.
+    files = [unicodedata.normalize("NFC", row.file) for row in listing.rows]
     _check_same_files(source, sorted(by_file.keys() - set(files)), "lists", "not in the dataset", "remove")
     _check_same_files(source, [f for f in files if f not in by_file], "lacks", "of the dataset", "add")
     return np.array([by_file[file] for file in files], np.str_)

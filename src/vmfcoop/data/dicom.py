@@ -50,15 +50,14 @@ def read_dicom(reference: ImageReference, max_pixels: int) -> Image.Image:
     Raises:
         UserError: The file is damaged or truncated, holds no image, is larger than the limits, needs a
             decoder that is not installed, or the selection does not fit it. No message quotes the file.
+        PermissionError: The file may not be read.
     """
     reference.require_only("a DICOM file", "frame", "window")
     with pydicom_silenced():
         try:
             return _render(reference, max_pixels)
-        except UserError:
+        except (UserError, PermissionError):
             raise
-        except PermissionError as error:
-            raise UserError(f"{reference.file} may not be read; change its permissions.") from error
         # pydicom's errors quote values: without their text, and not as the cause.
         except Exception:
             raise damaged(reference.file) from None

@@ -227,8 +227,9 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(existing).free
     if needed + _MARGIN > free:
         raise UserError(
-            f"To {purpose} takes {megabytes(needed)}, and the disk that holds '{folder}' has "
-            f"{megabytes(free)} left; free some space or set VMFCOOP_HOME to a folder on another disk."
+            f"To {purpose} takes {megabytes(needed + _MARGIN)} with some to spare, and the disk that holds "
+            f"'{folder}' has {megabytes(free)} left; free some space or set VMFCOOP_HOME to a folder on "
+            "another disk."
         )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -15,13 +13,13 @@ from typing import Any
 from vmfcoop.data.archives import DamagedArchiveError, unpack
 from vmfcoop.data.downloads import Remote, checksum, download, refused, verify
 from vmfcoop.data.folder import list_split_file
-from vmfcoop.data.installed import dataset_home, datasets_folder, install, is_here, staging
+from vmfcoop.data.installed import dataset_home, datasets_folder, install, is_here, one_at_a_time, staging
 from vmfcoop.data.listing import Listing
 from vmfcoop.data.medmnist import write_images
 from vmfcoop.data.registry import REGISTRY_VERSION, Archive, DatasetInfo, SplitSizes, find, not_here
 from vmfcoop.data.splits import SPLITS
 from vmfcoop.errors import UserError
-from vmfcoop.files import full_disk_is_said, home, write_atomically
+from vmfcoop.files import home, write_atomically
 from vmfcoop.progress import ProgressReport, no_progress
 
 
@@ -45,6 +43,7 @@ class _Obtained:
         sha256: Its checksum.
         revision: Commit of the repository, where known.
         ours: Whether it lies in the downloads folder, to be removed after use.
+        given: Whether the user named it, so that it could be another dataset's.
     """
 
     path: Path
@@ -52,6 +51,7 @@ class _Obtained:
     sha256: str
     revision: str | None
     ours: bool
+    given: bool = False
 
 
 def fetch(
@@ -88,7 +88,7 @@ def fetch(
     info = find(key)
     if info.archive is None:
         raise not_here(info)
-    with _one_at_a_time(info.key, progress):
+    with one_at_a_time(info.key, progress):
         if is_here(info.key) and not replace:
             return dataset_home(info.key)
         if archive is None:
@@ -101,25 +101,6 @@ def fetch(
         if got.ours and not keep_archive:
             got.path.unlink(missing_ok=True)
     return place
-
-
-@contextmanager
-def _one_at_a_time(key: str, progress: ProgressReport) -> Iterator[None]:
-    """Keep other processes from fetching the same dataset meanwhile; a process that dies lets go."""
-    from filelock import FileLock, Timeout
-
-    with full_disk_is_said(datasets_folder()):
-        datasets_folder().mkdir(parents=True, exist_ok=True)
-        lock = FileLock(datasets_folder() / f".{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(f"Waiting for another process that fetches {key}", 0, 1)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _obtain(archive: Archive, endpoint: str | None, progress: ProgressReport) -> _Obtained:
@@ -139,7 +120,7 @@ def _given(archive: Archive, path: Path, progress: ProgressReport) -> _Obtained:
         raise UserError(
             f"'{path}' is not the {archive.file} of {archive.url} (md5 differs); download it again."
         )
-    return _Obtained(path, _address(archive), checksum(path, progress=progress), None, ours=False)
+    return _Obtained(path, _address(archive), checksum(path, progress=progress), None, ours=False, given=True)
 
 
 def _address(archive: Archive) -> str:
@@ -244,6 +225,8 @@ def _put_in_place(info: DatasetInfo, got: _Obtained, replace: bool, progress: Pr
             got.path.unlink(missing_ok=True)
             raise UserError(f"{error} It was removed; repeat the command to download it again.") from error
         listing = _read_split_file(got.path.name, folder, data)
+        if got.given:
+            _refuse_other_dataset(info, got.path.name, listing)
         remarks = _differences(info, listing)
         place = install(info.key, folder, _record(info, got, data, listing, left_out, remarks), replace)
     for remark in remarks:
@@ -290,10 +273,24 @@ def _read_split_file(name: str, folder: Path, data: str) -> Listing:
     return listing
 
 
+def _refuse_other_dataset(info: DatasetInfo, name: str, listing: Listing) -> None:
+    """A changed name is a remark, but an archive without one known class is not the dataset."""
+    names = _plain_names(listing)
+    if {name.casefold() for name in names}.isdisjoint(name.casefold() for name in info.class_names):
+        raise UserError(
+            f"{name} is another dataset's archive: it has the classes {', '.join(names)}, and {info.key} has "
+            f"{', '.join(info.class_names)}; give that of {info.key}."
+        )
+
+
+def _plain_names(listing: Listing) -> list[str]:
+    return [key.replace("_", " ") for key in listing.class_keys]
+
+
 def _differences(info: DatasetInfo, listing: Listing) -> list[str]:
     """Sentences on where the fetched data differ from the registry."""
     remarks = []
-    names = [key.replace("_", " ") for key in listing.class_keys]
+    names = _plain_names(listing)
     if [name.casefold() for name in names] != [name.casefold() for name in info.class_names]:
         remarks.append(
             f"{info.key} has the classes {', '.join(names)}; the registry has {', '.join(info.class_names)}. "
@@ -323,7 +320,7 @@ def _record(
 ) -> dict[str, Any]:
     """Content of ``source.json``."""
     source = {**asdict(got), "path": got.path.name}
-    del source["ours"]
+    del source["ours"], source["given"]
     return {
         "key": info.key,
         "title": info.title,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vmfcoop.data.image_io import is_image_path
-from vmfcoop.data.listing import SPLIT_ALIASES, Listing, Row, check_files_exist
+from vmfcoop.data.listing import SPLIT_ALIASES, Listing, Row, check_files_exist, is_there
 from vmfcoop.errors import UserError
 
 _SPLIT_FILE_FORM = '{"train": [["relative/path.png", 0, "class name"], ...], "val": [...], "test": [...]}'
@@ -29,7 +29,7 @@ def list_folder(root: Path) -> Listing:
         raise UserError(f"{root} holds several split files ({found}); name the one to use as the dataset.")
     if split_files:
         return list_split_file(split_files[0])
-    folders = _subfolders(root)
+    folders = subfolders(root)
     splits = [
         SPLIT_ALIASES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_ALIASES
     ]
@@ -51,7 +51,7 @@ def _list_split_folders(root: Path, folders: list[Path]) -> Listing:
         if split in by_split:
             raise UserError(f"{root} holds more than one {split} folder; merge {folder.name} into the other.")
         if split is not None:
-            by_split[split] = _subfolders(folder)
+            by_split[split] = subfolders(folder)
             _require_class_folders(folder, by_split[split])
     keys = sorted({folder.name for class_folders in by_split.values() for folder in class_folders})
     rows = [
@@ -99,7 +99,7 @@ def _split_entries(path: Path) -> list[tuple[str, int, str, str]]:
                     f"{path} has the entry {json.dumps(entry)[:80]} in {split}; give entries the form "
                     '["relative/path.png", 0, "class name"].'
                 )
-            entries.append((entry[0], entry[1], entry[2], split))
+            entries.append((PurePosixPath(entry[0]).as_posix(), entry[1], entry[2], split))
     return entries
 
 
@@ -122,9 +122,17 @@ def _names_by_label(path: Path, pairs: list[tuple[int, str]]) -> tuple[str, ...]
 
 def _image_root(folder: Path, files: list[str]) -> Path:
     """The folder itself or the sub-folder that holds most of the first listed files."""
-    candidates = [folder, *_subfolders(folder)]
+    candidates = [folder, *subfolders(folder)]
     first = files[:20]
-    return max(candidates, key=lambda candidate: sum((candidate / file).is_file() for file in first))
+    return max(candidates, key=lambda candidate: sum(_holds(candidate, file) for file in first))
+
+
+def _holds(folder: Path, file: str) -> bool:
+    # Without its file a name with a '#' may be no selection either.
+    try:
+        return is_there(folder, file)
+    except UserError:
+        return False
 
 
 def _require_class_folders(root: Path, folders: list[Path]) -> None:
@@ -146,13 +154,41 @@ def _images_in(folder: Path, root: Path) -> list[str]:
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    for directory, subfolders, files in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
+    """Files at any depth. Links to folders elsewhere are followed, once each; links in a circle are not."""
+    top, seen = folder.resolve(), set()
+    for directory, inner, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+        here = Path(directory).resolve()
+        if here in seen:
+            inner.clear()
+            continue
+        seen.add(here)
+        inner[:] = sorted(
+            name for name in inner if not _is_hidden(name) and _leads_on(Path(directory) / name, here, top)
+        )
         yield from (Path(directory) / name for name in files if not _is_hidden(name))
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
+def _leads_on(folder: Path, here: Path, top: Path) -> bool:
+    """Whether a folder is no link, or one to neither a part of ``top`` nor what holds it or ``here``."""
+    if not folder.is_symlink():
+        return True
+    target = folder.resolve()
+    return not any(
+        (target.is_relative_to(top), top.is_relative_to(target), here.is_relative_to(target)),
+    )
+
+
+def subfolders(root: Path) -> list[Path]:
+    """Folders in a folder, hidden ones left out; UserError where it may not be looked into."""
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    except OSError as error:
+        _refuse_unreadable(error)
+        raise
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _is_hidden(name: str) -> bool:

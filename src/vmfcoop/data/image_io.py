@@ -75,6 +75,15 @@ def read_image(path: Path | str) -> Image.Image:
         UserError: The file is missing, a folder, empty, truncated, not an image, larger than
             ``MAX_PIXELS``, needs a decoder that is not installed, or has no such page, frame or slice.
     """
+    try:
+        return _read(path)
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read; change its permissions.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path of the image.") from error
+
+
+def _read(path: Path | str) -> Image.Image:
     reference = parse_reference(path)
     _check_file(reference.file)
     kind = file_kind(reference.file)
@@ -100,8 +109,8 @@ def _read_picture(reference: ImageReference) -> Image.Image:
         raise too_many_pixels(file, MAX_PIXELS) from error
     except UserError as error:
         raise UserError(f"{reference}: {error}") from error
-    except PermissionError as error:
-        raise UserError(f"{file} may not be read; change its permissions.") from error
+    except PermissionError:
+        raise
     # Damaged files make the decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError.
     except Exception as error:
         raise UserError(f"{file} is truncated or not an image; replace or remove it.") from error

@@ -20,9 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vmfcoop.data.dataset import groups_of, list_path, settle_splits
+from vmfcoop.data.dataset import existing_path, groups_of, list_path, settle_splits
 from vmfcoop.data.downloads import require_space
-from vmfcoop.data.installed import dataset_home, datasets_folder, install, is_here, refuse_existing, staging
+from vmfcoop.data.folder import subfolders
+from vmfcoop.data.installed import (
+    data_path,
+    dataset_home,
+    datasets_folder,
+    install,
+    is_here,
+    one_at_a_time,
+    refuse_existing,
+    staging,
+)
 from vmfcoop.data.listing import Listing, Row
 from vmfcoop.data.references import parse_reference
 from vmfcoop.data.registry import REGISTRY_VERSION, DatasetInfo, find
@@ -47,7 +57,7 @@ class ImportRequest:
     Attributes:
         key: Of the registry.
         source: Folder of class folders, or of train, val and test folders of them; folder with a
-            ``split_*.json``; that file; or CSV ``path,label[,group][,split]``.
+            ``split_*.json``; that file; CSV ``path,label[,group][,split]``; or the dataset's own folder.
         groups: CSV ``class,file,group`` or ``path,group``; a ``groups.csv`` in the folder is found.
         class_names: Class of the registry by folder name or label, where they differ by more than case,
             underscores and hyphens.
@@ -110,10 +120,10 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What will be written: images by their new names, with all that belongs to them."""
+    """What will be written: source files by their new places, and images with all that belongs to them."""
 
     names: tuple[str, ...]
-    files: tuple[Path, ...]
+    files: dict[str, Path]
     targets: tuple[str, ...]
     labels: NDArray[np.int64]
     split: NDArray[np.str_]
@@ -144,7 +154,7 @@ def import_dataset(request: ImportRequest, progress: ProgressReport = no_progres
     if is_here(info.key) and not request.replace:
         raise refuse_existing(info.key)
     _refuse_links_into_itself(request, info)
-    listing = _list_source(request)
+    listing = _list_source(info, request)
     names, labels_by_key = _match_classes(info, listing, request.class_names or {})
     groups = _groups(info, listing, request.groups)
     listing, groups, skipped = _readable(listing, groups, request.skip_unreadable, progress)
@@ -192,13 +202,15 @@ def _refuse_links_into_itself(request: ImportRequest, info: DatasetInfo) -> None
         )
 
 
-def _list_source(request: ImportRequest) -> Listing:
-    source = request.source
-    if not source.exists():
-        raise UserError(f"'{source}' does not exist; give the folder or CSV of your images.")
+def _list_source(info: DatasetInfo, request: ImportRequest) -> Listing:
+    source = existing_path(request.source)
+    if source is None:
+        raise UserError(f"'{request.source}' does not exist; give the folder or CSV of your images.")
+    if is_here(info.key) and source.resolve() == dataset_home(info.key).resolve():
+        source = data_path(info.key)
     if source.is_dir() and not list(source.glob("split_*.json")):
         # The published archives unpack to a folder in a folder.
-        inner = [path for path in source.iterdir() if path.is_dir() and list(path.glob("split_*.json"))]
+        inner = [path for path in subfolders(source) if list(path.glob("split_*.json"))]
         source = inner[0] if len(inner) == 1 else source
     listing = list_path(source)
     return replace(listing, has_splits=False) if request.resplit else listing
@@ -343,21 +355,21 @@ def _torn(groups: NDArray[np.str_] | None, split: NDArray[np.str_]) -> list[str]
 
 def _places(
     listing: Listing, names: Sequence[str], labels: NDArray[np.int64]
-) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """The source's reference of each image, and its own below the dataset's folder.
+) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The source file of each file below the dataset's folder, and the reference of each image there.
 
     Relative paths are kept, so that groups and lists of pairs made for the source hold for the copy. Files
     from elsewhere go to a folder named after their class.
     """
-    files, targets = [], []
-    taken: dict[str, Path] = {}
+    files: dict[str, Path] = {}
+    targets = []
     for row, label in zip(listing.rows, labels, strict=True):
-        path = listing.root / row.file
-        reference = parse_reference(path)
-        target = _target(PurePosixPath(parse_reference(row.file).file), names[label], reference.file, taken)
-        files.append(reference.file)
+        reference = parse_reference(listing.root / row.file)
+        # A '#' may also belong to the name of the file itself.
+        wanted = row.file.rpartition("#")[0] if reference.selection else row.file
+        target = _target(PurePosixPath(wanted), names[label], reference.file, files)
         targets.append(f"{target}#{reference.selection}" if reference.selection else target)
-    return tuple(files), tuple(targets)
+    return files, tuple(targets)
 
 
 def _target(wanted: PurePosixPath, class_name: str, file: Path, taken: dict[str, Path]) -> str:
@@ -380,9 +392,9 @@ def _write(
     progress: ProgressReport,
 ) -> Path:
     if not request.link:
-        needed = sum(file.stat().st_size for file in set(plan.files))
+        needed = sum(file.stat().st_size for file in set(plan.files.values()))
         require_space(datasets_folder(), needed, f"import {info.key}")
-    with staging(info.key) as folder:
+    with one_at_a_time(info.key, progress), staging(info.key) as folder:
         images = folder / IMAGES
         images.mkdir()
         _bring(images, plan, request.link, progress)
@@ -411,21 +423,18 @@ def _write(
 
 def _bring(images: Path, plan: _Plan, link: bool, progress: ProgressReport) -> None:
     """Copy or link every file once; several images may be parts of one file."""
-    pairs = {
-        str(parse_reference(target).file): file for target, file in zip(plan.targets, plan.files, strict=True)
-    }
-    for parent in {(images / target).parent for target in pairs}:
+    for parent in {(images / target).parent for target in plan.files}:
         parent.mkdir(parents=True, exist_ok=True)
 
     def bring(target: str) -> None:
         if link:
-            (images / target).symlink_to(pairs[target].resolve())
+            (images / target).symlink_to(plan.files[target].resolve())
         else:
-            shutil.copyfile(pairs[target], images / target)
+            shutil.copyfile(plan.files[target], images / target)
 
     with ThreadPoolExecutor(_COPIERS) as pool:
-        for done, _ in enumerate(pool.map(bring, pairs), 1):
-            progress("Linking images" if link else "Copying images", done, len(pairs))
+        for done, _ in enumerate(pool.map(bring, plan.files), 1):
+            progress("Linking images" if link else "Copying images", done, len(plan.files))
 
 
 def _split_text(plan: _Plan) -> str:

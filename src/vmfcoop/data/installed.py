@@ -16,6 +16,7 @@ from typing import Any
 
 from vmfcoop.errors import UserError
 from vmfcoop.files import full_disk_is_said, home, write_atomically
+from vmfcoop.progress import ProgressReport, no_progress
 
 SOURCE_FILE = "source.json"
 _ATTEMPTS = 20
@@ -46,7 +47,7 @@ def read_source(key: str) -> dict[str, Any]:
     """What ``source.json`` says of a dataset that is here.
 
     Raises:
-        UserError: it is not here, or the file is no JSON object that names the data.
+        UserError: it is not here, or the file is no JSON object of the form that ``install`` is given.
     """
     path = dataset_home(key) / SOURCE_FILE
     try:
@@ -57,7 +58,13 @@ def read_source(key: str) -> dict[str, Any]:
         raise UserError(f"'{path}' cannot be read; fetch or import {key} again with --replace.") from error
     if not isinstance(record, dict) or not isinstance(record.get("data"), str):
         raise UserError(f"'{path}' does not name the data; fetch or import {key} again with --replace.")
+    if not (_are_counts(record.get("splits", {})) and _are_counts(record.get("left_out", {}))):
+        raise UserError(f"'{path}' has no valid counts; fetch or import {key} again with --replace.")
     return record
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(count) is int for count in value.values())
 
 
 def data_path(key: str) -> Path:
@@ -70,6 +77,43 @@ def data_path(key: str) -> Path:
     if not path.exists():
         raise UserError(f"'{path}' is gone; fetch or import {key} again with --replace.")
     return path
+
+
+@contextmanager
+def one_at_a_time(key: str, progress: ProgressReport = no_progress) -> Iterator[None]:
+    """Keep other processes from preparing the same dataset meanwhile; a process that dies lets go.
+
+    What a process left that was killed while it prepared the dataset is removed.
+
+    Raises:
+        UserError: the disk is full or the folder not writable.
+    """
+    from filelock import FileLock, Timeout
+
+    place = dataset_home(key)
+    with full_disk_is_said(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place.parent / f".{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(f"Waiting for another process that prepares {key}", 0, 1)
+            lock.acquire()
+    try:
+        _clear_leftovers(place)
+        yield
+    finally:
+        lock.release()
+
+
+def _clear_leftovers(place: Path) -> None:
+    """Remove half-prepared folders; a dataset that was set aside and not replaced goes back to its place."""
+    for leftover in sorted(path for path in place.parent.glob(f".{place.name}.*") if path.is_dir()):
+        if leftover.name.startswith(f".{place.name}.old."):
+            for old in leftover.iterdir():
+                if not place.exists():
+                    old.rename(place)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager

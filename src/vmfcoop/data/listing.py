@@ -76,9 +76,18 @@ def check_files_exist(source: Path, root: Path, files: Sequence[str]) -> None:
 
     Files may carry a selection (``scan.nii.gz#slice=40``); a malformed one is a UserError too.
     """
-    missing = [file for file in files if not parse_reference(root / file).file.is_file()]
+    missing = [file for file in files if not is_there(root, file)]
     if missing:
+        slashes = "write / for \\ in the paths" if "\\" in missing[0] else "correct the paths"
         raise UserError(
             f"{source} lists {len(missing)} of {len(files)} files that are missing, the first being "
-            f"{missing[0]}; correct the paths, which count from {root}, or restore the files."
+            f"{missing[0]}; {slashes}, which count from {root}, or restore the files."
         )
+
+
+def is_there(root: Path, file: str) -> bool:
+    """Whether a listed file, perhaps with a selection, exists; a name no disk could hold does not."""
+    try:
+        return parse_reference(root / file).file.is_file()
+    except OSError:
+        return False

@@ -6,7 +6,9 @@ The arrays are read row by row: at 224 pixels the largest would take 13 GB of me
 from __future__ import annotations
 
 import json
+import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -92,8 +94,9 @@ def _read_labels(
         header = _header(name, f"{split}_labels", file)
         if len(header.shape) != 2 or header.dtype.kind not in "iu":
             raise _unexpected(name, f"{split}_labels", header)
-        raw = file.read(int(np.prod(header.shape)) * header.dtype.itemsize)
-    if len(raw) < int(np.prod(header.shape)) * header.dtype.itemsize:
+        length = math.prod(header.shape) * header.dtype.itemsize
+        raw = file.read(length)
+    if len(raw) < length:
         raise EOFError(f"{split}_labels is cut off")
     values = np.frombuffer(raw, header.dtype).reshape(header.shape).astype(np.int64)
     if class_names[0] == NO_FINDING and header.shape[1] == len(class_names) - 1:
@@ -142,7 +145,7 @@ def _images(
         header = _header(name, array, file)
         if header.shape not in ((n, size, size), (n, size, size, 3)) or header.dtype != np.uint8:
             raise _unexpected(name, array, header)
-        length = int(np.prod(header.shape[1:]))
+        length = math.prod(header.shape[1:])
         for _ in range(n):
             raw = file.read(length)
             if len(raw) < length:
@@ -166,7 +169,8 @@ def _header(name: str, array: str, file: IO[bytes]) -> _Array:
         version = np.lib.format.read_magic(file)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran_order, dtype = readers[version](file)
-    except (ValueError, KeyError) as error:
+    # numpy reads the header as Python source.
+    except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"{name} is no MedMNIST file: {array} is no array of numbers.") from error
     if dtype.hasobject or fortran_order:
         raise UserError(f"{name} is no MedMNIST file: {array} is no plain array of numbers.")

@@ -105,14 +105,13 @@ def read_nifti(reference: ImageReference, max_pixels: int) -> Image.Image:
     Raises:
         UserError: The file is truncated or no NIfTI, larger than the limits by its header, of complex
             numbers, or the selection does not fit it.
+        PermissionError: The file may not be read.
     """
     reference.require_only("a NIfTI file", "axis", "slice", "frame", "window")
     try:
         return _render(reference, max_pixels)
-    except UserError:
+    except (UserError, PermissionError):
         raise
-    except PermissionError as error:
-        raise UserError(f"{reference.file} may not be read; change its permissions.") from error
     # A damaged header or gzip stream makes the decoders raise nearly anything.
     except Exception as error:
         raise _damaged(reference.file) from error

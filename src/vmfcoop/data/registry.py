@@ -164,8 +164,10 @@ def find(key: str) -> DatasetInfo:
     """What is known of a dataset; ``medmnist-path@224`` is ``medmnist-path``.
 
     Raises:
-        UserError: there is no such key.
+        UserError: there is no such key, or it is that of a drawn dataset.
     """
+    if key in PHANTOMS:
+        raise UserError(f"{key} is drawn when first used; there is nothing to fetch or import.")
     plain = key.removesuffix(f"@{MEDMNIST_SIZE}")
     info = REGISTRY.get(plain)
     if info is None or (plain != key and info.size != MEDMNIST_SIZE):

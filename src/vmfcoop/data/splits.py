@@ -67,7 +67,7 @@ def split_indices(
 
 def _check_fractions(fractions: tuple[float, float, float]) -> None:
     # A train share left over by 1 - 0.7 - 0.3 is 5e-17 in floating point, and meant as 0.
-    if fractions[0] < 1e-9 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if not (fractions[0] >= 1e-9 and min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-6):
         train, val, test = fractions
         raise UserError(
             f"The split fractions train {train:.3g}, val {val:.3g} and test {test:.3g} are no partition; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ def list_table(path: Path) -> Listing:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Group of each image by its path relative to the dataset's root.
+    """Group of each image by its path relative to the dataset's root, accents composed (Unicode NFC).
 
     The columns are ``class,file,group``, where class is the folder and file the path in it, or
     ``path,group``.
@@ -51,10 +52,9 @@ def read_groups(path: Path) -> dict[str, str]:
     groups: dict[str, str] = {}
     for line, values in _read_csv(path, [("class", "file", "group"), ("path", "group")]):
         file = Path(values["path"]) if "path" in values else Path(values["class"]) / values["file"]
-        if groups.setdefault(file.as_posix(), values["group"]) != values["group"]:
-            raise UserError(
-                f"{path} gives {file.as_posix()} a second group on line {line}; keep one of them."
-            )
+        name = unicodedata.normalize("NFC", file.as_posix())
+        if groups.setdefault(name, values["group"]) != values["group"]:
+            raise UserError(f"{path} gives {name} a second group on line {line}; keep one of them.")
     return groups
 
 

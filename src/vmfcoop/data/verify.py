@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vmfcoop.data.dataset import Dataset, find_listing, load_dataset
+from vmfcoop.data.dataset import Dataset, existing_path, find_listing, load_dataset
 from vmfcoop.data.image_io import is_image_path
 from vmfcoop.data.installed import is_here, read_source
 from vmfcoop.data.listing import Listing
@@ -256,7 +256,7 @@ def verify(
             class_names=class_names,
         )
     _, listing = find_listing(spec)
-    is_key = not Path(spec).expanduser().exists() and str(spec) not in PHANTOMS
+    is_key = existing_path(spec) is None and str(spec) not in PHANTOMS
     info = find(str(spec)) if is_key else None
     splits = _origin_of_splits(listing, info)
     fingerprints = fingerprint_images(dataset.paths, progress)
@@ -549,8 +549,8 @@ def _say_duplicates(found: Verification) -> str:
     if not counts.pairs:
         return ""
     return (
-        f"Pairs of twins: {counts.pairs:,}, of which {counts.across_splits:,} across splits; they form "
-        f"{counts.clusters:,} clusters, the largest of {counts.largest_cluster:,} images. Images that repeat "
+        f"Pairs of twins: {counts.pairs:,}, of which {counts.across_splits:,} across splits. Clusters of "
+        f"twins: {counts.clusters:,}, the largest of {counts.largest_cluster:,} images. Images that repeat "
         f"another's pixels: {counts.same_pixels:,}, its bytes: {counts.same_bytes:,}."
     )
 

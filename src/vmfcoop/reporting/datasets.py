@@ -148,5 +148,6 @@ def _archive(info: DatasetInfo) -> str:
     if info.archive is None:
         return "none to fetch"
     if info.archive.kind == "hub":
-        return f"{info.archive.file} of the hub's dataset repository {info.archive.repo}"
+        where = f"{info.archive.repo}/resolve/{info.archive.revision}/{info.archive.file}"
+        return f"https://huggingface.co/datasets/{where}"
     return str(info.archive.url)

@@ -51,7 +51,7 @@ def _class_table(found: Verification) -> Table:
         "twin's label\nis right",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"{found.dataset.name}: {len(found.dataset):,} images; {_ORIGINS[found.splits]}",
+        title=f"{escape(found.dataset.name)}: {len(found.dataset):,} images; {_ORIGINS[found.splits]}",
         title_justify="left",
         title_style="bold",
     )
