@@ -165,13 +165,21 @@ def test_predictions_agree_with_metrics(run):
     assert np.allclose(shares.sum(axis=1), 1, atol=1e-5)
 
 
-def test_evaluate_repeats_the_fit_and_takes_other_data(run, image_folder, tmp_path):
+def test_evaluate_repeats_the_fit_and_takes_other_data(run, image_folder, tiny_bert_folder, tmp_path):
     folder, printed = run
     result = vmfcoop("evaluate", folder, "--json")
     metrics = json.loads(result.stdout)
     assert {key: metrics[key] for key in ("n", "accuracy", "ece", "confusion_matrix")} == {
         key: printed[key] for key in ("n", "accuracy", "ece", "confusion_matrix")
     }
+    groups = tmp_path / "groups.csv"
+    paths = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png"))
+    groups.write_text("\n".join(["path,group", *(f"{p},{n // 2}" for n, p in enumerate(paths))]) + "\n")
+    grouped = tmp_path / "grouped"
+    assert fit(image_folder, tiny_bert_folder, grouped, "--groups", groups).returncode == 0
+    # The folder that the run was fitted on, named again, has the run's groups and so its split.
+    own = json.loads(vmfcoop("evaluate", grouped, image_folder, "--json").stdout)
+    assert own["accuracy"] == json.loads((grouped / "metrics.json").read_text())["accuracy"]
     other = shutil.copytree(image_folder, tmp_path / "other")
     table = vmfcoop("evaluate", folder, other, "--split", "val")
     assert table.returncode == 0 and "accuracy" in table.stdout
@@ -189,6 +197,15 @@ def test_predict_as_csv_json_and_table(run, image_folder, tmp_path):
     printed = vmfcoop("predict", folder, *images[:3], "--format", "csv").stdout
     assert printed == out.read_text()
     assert "predicted" in vmfcoop("predict", folder, images[0]).stdout
+
+
+def test_predict_follows_links_to_folders_and_leaves_hidden_ones_out(run, image_folder, tmp_path):
+    folder, _ = run
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "archive").symlink_to(image_folder / "normal_brain")
+    shutil.copytree(image_folder / "glioma_tumor", tmp_path / "new" / ".thumbnails")
+    found = json.loads(vmfcoop("predict", folder, tmp_path / "new", "--json").stdout)["predictions"]
+    assert len(found) == 12 and all("/archive/" in row["image"] for row in found)
 
 
 def test_predict_reads_every_kind_of_image(run, tmp_path):

@@ -33,6 +33,17 @@ def test_failure_leaves_the_old_file(tmp_path, monkeypatch, code, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_stands_in_the_way_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"folder' is a folder; choose another name"):
+        write_atomically(tmp_path / "folder", "x")
+    for target in (tmp_path / "file" / "x.txt", tmp_path / "file" / "deeper" / "x.txt"):
+        with pytest.raises(UserError, match=r"file(/deeper)?' is a file where a folder should be"):
+            write_atomically(target, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_home_is_the_variable_or_the_platforms_cache(monkeypatch):
     monkeypatch.setenv("VMFCOOP_HOME", "~/elsewhere")
     assert home() == Path.home() / "elsewhere"

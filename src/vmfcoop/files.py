@@ -33,7 +33,15 @@ def full_disk_is_said(folder: Path) -> Iterator[None]:
             raise disk_full(folder) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"'{folder}' is not writable; choose another place.") from error
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"A file cannot be written to '{folder}': {_in_the_way(error)}.") from error
         raise
+
+
+def _in_the_way(error: OSError) -> str:
+    found = error.filename2 or error.filename
+    kind = "a folder" if error.errno == errno.EISDIR else "a file where a folder should be"
+    return f"'{found}' is {kind}; choose another name"
 
 
 def disk_full(folder: Path) -> UserError:

@@ -17,6 +17,7 @@ from vmfcoop.backbones import load_backbone
 from vmfcoop.classifier import FewShotClassifier
 from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
 from vmfcoop.data.few_shot import FewShotIndices
+from vmfcoop.data.folder import visible_files
 from vmfcoop.data.phantoms import PHANTOMS, materialise
 from vmfcoop.data.references import parse_reference, with_window
 from vmfcoop.descriptions import DescriptionBank, bank_for
@@ -177,6 +178,8 @@ def evaluate_run(
         UserError: another backbone, other classes, or the recorded data changed.
     """
     run = read_run(folder)
+    if data and _same_data(data, run.record["data"]["spec"]):
+        data = None  # Its own data have a split, and groups, of their own.
     draw_phantoms(data or run.record["data"]["spec"], progress)
     table = _recorded_dataset(run, data)
     rows = table.indices(split)
@@ -253,10 +256,10 @@ def find_images(inputs: list[Path]) -> list[Path]:
     for item in inputs:
         if not parse_reference(item).file.exists():
             raise UserError(f"'{item}' does not exist; give image files or folders.")
-        inside = [p for p in sorted(item.rglob("*")) if is_image_path(p) and not p.name.startswith(".")]
-        if item.is_dir() and not inside:
+        inside = sorted(filter(is_image_path, visible_files(item))) if item.is_dir() else [item]
+        if not inside:
             raise UserError(f"The folder '{item}' holds no image.")
-        found.extend(inside if item.is_dir() else [item])
+        found.extend(inside)
     return found
 
 
@@ -285,6 +288,13 @@ def draw_phantoms(spec: str, progress: ProgressReport) -> None:
     """Draw a phantom dataset before it is loaded, so that its drawing is seen to go on."""
     if spec in PHANTOMS and not Path(spec).exists():
         materialise(spec, progress=progress)
+
+
+def _same_data(one: str, other: str) -> bool:
+    """Whether two specs name one place."""
+    return one == other or (
+        Path(one).exists() and Path(other).exists() and Path(one).resolve() == Path(other).resolve()
+    )
 
 
 def _recorded_dataset(run: Run, data: str | None) -> Dataset:

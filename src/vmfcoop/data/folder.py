@@ -144,7 +144,7 @@ def _require_class_folders(root: Path, folders: list[Path]) -> None:
 
 def _images_in(folder: Path, root: Path) -> list[str]:
     """Paths of a class folder's images relative to the root; UserError where there is none."""
-    files = [path for path in _visible_files(folder) if is_image_path(path)]
+    files = [path for path in visible_files(folder) if is_image_path(path)]
     if not files:
         raise UserError(
             f"Class folder {folder} holds no images; add some (PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM or "
@@ -153,7 +153,7 @@ def _images_in(folder: Path, root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in files]
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
     """Files at any depth. Links to folders elsewhere are followed, once each; links in a circle are not."""
     top, seen = folder.resolve(), set()
     for directory, inner, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
