@@ -34,6 +34,20 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run directory that fit wrote.", show_default=False)]
 
+ClassName = Annotated[
+    list[str] | None,
+    typer.Option("--class-name", help="Name of a class folder or label, folder=name; repeatable."),
+]
+Groups = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV (class,file,group or path,group) of images to keep in one split; groups.csv is found."
+    ),
+]
+TestFraction = Annotated[float, typer.Option(help="Share of test images, without given splits.")]
+ValFraction = Annotated[float, typer.Option(help="Share of validation images, likewise.")]
+SplitSeed = Annotated[int, typer.Option(help="Seed of the split.", min=0)]
+
 
 @contextmanager
 def progress_shown() -> Iterator[ProgressReport]:

@@ -7,20 +7,20 @@ from typing import Annotated
 
 import typer
 
-from vmfcoop.cli.common import SOME_FAILED, Json, err, out, pairs, progress_shown
+from vmfcoop.cli.common import (
+    SOME_FAILED,
+    ClassName,
+    Groups,
+    Json,
+    SplitSeed,
+    TestFraction,
+    ValFraction,
+    err,
+    out,
+    pairs,
+    progress_shown,
+)
 from vmfcoop.errors import UserError
-
-ClassName = Annotated[
-    list[str] | None,
-    typer.Option("--class-name", help="Class of a folder or label, folder=name; repeatable."),
-]
-Groups = Annotated[
-    Path | None,
-    typer.Option(help="CSV (class,file,group or path,group) of images that belong together."),
-]
-TestFraction = Annotated[float, typer.Option(help="Share of test images, without given splits.")]
-ValFraction = Annotated[float, typer.Option(help="Share of validation images, likewise.")]
-SplitSeed = Annotated[int, typer.Option(help="Seed of the split.", min=0)]
 
 
 def verify(

@@ -12,10 +12,15 @@ import typer
 
 from vmfcoop.cli.common import (
     Backbone,
+    ClassName,
     Device,
+    Groups,
     Json,
     OtherBackbone,
     RunFolder,
+    SplitSeed,
+    TestFraction,
+    ValFraction,
     err,
     out,
     pairs,
@@ -80,9 +85,7 @@ def fit(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method, key=value; repeatable.")
     ] = None,
-    class_name: Annotated[
-        list[str] | None, typer.Option(help="Name of a class folder in prompts, folder=name; repeatable.")
-    ] = None,
+    class_name: ClassName = None,
     run: Annotated[Path | None, typer.Option("--out", help="Run directory; default below runs/.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
     views: Annotated[
@@ -91,13 +94,10 @@ def fit(
     val_shots: Annotated[
         int | None, typer.Option(help="Validation images a class; default min(K, 4).")
     ] = None,
-    test_fraction: Annotated[float, typer.Option(help="Share of test images, without given splits.")] = 0.3,
-    val_fraction: Annotated[float, typer.Option(help="Share of validation images, likewise.")] = 0.2,
-    split_seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
-    groups: Annotated[
-        Path | None,
-        typer.Option(help="CSV (class,file,group) of images to keep in one split; groups.csv is found."),
-    ] = None,
+    test_fraction: TestFraction = 0.3,
+    val_fraction: ValFraction = 0.2,
+    split_seed: SplitSeed = 0,
+    groups: Groups = None,
     window: Annotated[
         str | None,
         typer.Option(help="Of DICOM and NIfTI images: center,width or lung, bone, soft-tissue, brain."),
