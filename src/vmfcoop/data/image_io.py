@@ -22,9 +22,8 @@ from vmfcoop.data.references import (
 )
 from vmfcoop.errors import UserError
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", *DICOM_SUFFIXES, *NIFTI_SUFFIXES}
-)
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
+IMAGE_SUFFIXES: frozenset[str] = PICTURE_SUFFIXES | {*DICOM_SUFFIXES, *NIFTI_SUFFIXES}
 
 MAX_PIXELS = 178_956_970
 """Largest width x height read: Pillow's own limit for decompression bombs (512 MB as 24-bit RGB)."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmfcoop.data.dicom_file import pydicom_silenced
-from vmfcoop.data.image_io import IMAGE_SUFFIXES
+from vmfcoop.data.image_io import PICTURE_SUFFIXES
 from vmfcoop.data.references import file_kind, parse_reference
 
 IDENTIFIERS = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
@@ -89,7 +89,7 @@ def _owners(identities: Sequence[_Identity]) -> dict[_Identity, str]:
 
 def _identity(file: Path) -> _Identity:
     # Not every picture of a large folder, perhaps on a slow disk, need be opened for this.
-    if file.suffix.lower() in IMAGE_SUFFIXES or file_kind(file) != "dicom":
+    if file.suffix.lower() in PICTURE_SUFFIXES or file_kind(file) != "dicom":
         return _Identity()
     from pydicom import dcmread
 
