@@ -86,10 +86,15 @@ class BenchProcess:
         )
 
     def wait_for(self, what: str, count: int = 1, timeout: float = 90) -> list[Path]:
-        """Files of the benchmark folder, as soon as there are so many."""
+        """Files of the benchmark folder, as soon as there are so many with something in them.
+
+        A process that is killed between making and signing its claim leaves one that nobody can know for its.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end and self.process.poll() is None:
-            found = [path for path in self.out.glob(what) if not path.name.startswith(".")]
+            found = [
+                path for path in self.out.glob(what) if not path.name.startswith(".") and _has_content(path)
+            ]
             if len(found) >= count:
                 return found
             time.sleep(0.005)
@@ -133,3 +138,10 @@ def bench_process(tmp_path: Path) -> Callable[..., BenchProcess]:
         return BenchProcess(recipe, out, tmp_path, **options)
 
     return start
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
