@@ -158,7 +158,7 @@ def run_fit(
         },
         "threads": torch.get_num_threads(),
     }
-    names = [_shown(table, i) for i in test]
+    names = [table.file(i) for i in test]
     predictions = predictions_table(names, probabilities, table.class_names, table.labels[test])
     write_run(out, record, classifier.fitted_, metrics, predictions, overwrite)
     return read_run(out)
@@ -347,11 +347,6 @@ def _describe_support(request: FitRequest, table: Dataset, chosen: FewShotIndice
         "seed": request.seed,
         "val_shots": request.val_shots,
         "views": request.views,
-        "train": [_shown(table, i) for i in chosen.train],
-        "val": [_shown(table, i) for i in chosen.val],
+        "train": [table.file(i) for i in chosen.train],
+        "val": [table.file(i) for i in chosen.val],
     }
-
-
-def _shown(table: Dataset, row: int) -> str:
-    path = table.paths[row]
-    return (path.relative_to(table.root) if path.is_relative_to(table.root) else path).as_posix()

@@ -117,11 +117,13 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over class names, relative paths, labels and splits; name and place do not count."""
-        files = [self._relative(path) for path in self.paths]
+        files = [self.file(row) for row in range(len(self))]
         content = [list(self.class_names), files, self.labels.tolist(), self.split.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def _relative(self, path: Path) -> str:
+    def file(self, row: int) -> str:
+        """Path of a row's image from ``root``, or the whole path of one that lies elsewhere."""
+        path = self.paths[row]
         return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
 

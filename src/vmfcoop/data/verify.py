@@ -322,7 +322,7 @@ def write_groups(verification: Verification, path: Path) -> int:
     if dataset.groups is not None:
         _, first, group = np.unique(dataset.groups, return_index=True, return_inverse=True)
         clusters = join(clusters, first[group], np.arange(len(dataset)))
-    rows = [[_relative(dataset, row), int(cluster)] for row, cluster in enumerate(clusters)]
+    rows = [[dataset.file(row), int(cluster)] for row, cluster in enumerate(clusters)]
     write_atomically(path, _csv_text(["path", "group"], rows))
     return int(clusters.max()) + 1
 
@@ -333,18 +333,13 @@ def _csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _relative(dataset: Dataset, row: int) -> str:
-    path = dataset.paths[row]
-    return (path.relative_to(dataset.root) if path.is_relative_to(dataset.root) else path).as_posix()
-
-
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
 def _remark(dataset: Dataset, row: int, reason: str) -> Remark:
     class_name = dataset.class_names[dataset.labels[row]]
-    return Remark(_relative(dataset, row), str(dataset.split[row]), class_name, reason)
+    return Remark(dataset.file(row), str(dataset.split[row]), class_name, reason)
 
 
 def _origin_of_splits(listing: Listing, info: DatasetInfo | None) -> str:
@@ -466,7 +461,7 @@ def _describe(
     found = []
     for a, b, r in zip(first[numbers], second[numbers], similarity[numbers], strict=True):
         one, other = (
-            (_relative(dataset, row), str(dataset.split[row]), dataset.class_names[dataset.labels[row]])
+            (dataset.file(row), str(dataset.split[row]), dataset.class_names[dataset.labels[row]])
             for row in (int(a), int(b))
         )
         found.append(
