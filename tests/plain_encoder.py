@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vmfcoop.backbones import DualEncoder, Tokens
+from vmfcoop.backbones.base import Precision
 from vmfcoop.errors import UserError
 
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz0123456789.-"
@@ -72,7 +73,7 @@ class PlainEncoder(DualEncoder):
     def vocabulary_tokens(self) -> Tokens:
         return self.tokenize(self.vocabulary())
 
-    def to(self, device: torch.device | str) -> PlainEncoder:
+    def to(self, device: torch.device | str, precision: Precision | None = None) -> PlainEncoder:
         return self
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from vmfcoop.backbones.base import DualEncoder, Tokens
+from vmfcoop.backbones.base import DualEncoder, Precision, Tokens
 from vmfcoop.data.image_io import read_image
 from vmfcoop.data.recent import RecentReads
 from vmfcoop.data.references import parse_reference
@@ -133,6 +133,7 @@ class CachedEncoder(DualEncoder):
             "context_length",
             "image_size",
             "logit_scale",
+            "precision",
         ):
             setattr(self, attribute, getattr(encoder, attribute))
         self.device = encoder.device
@@ -169,9 +170,9 @@ class CachedEncoder(DualEncoder):
     def patch_activations(self, pixels: Tensor) -> Tensor:
         return self._encoder.patch_activations(pixels)
 
-    def to(self, device: torch.device | str) -> CachedEncoder:
-        self._encoder.to(device)
-        self.device = self._encoder.device
+    def to(self, device: torch.device | str, precision: Precision | None = None) -> CachedEncoder:
+        self._encoder.to(device, precision)
+        self.device, self.precision = self._encoder.device, self._encoder.precision
         return self
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -225,11 +225,11 @@ def test_batches_by_length_keep_the_order_of_the_texts(bert_towers: Pair) -> Non
     torch.testing.assert_close(bert_towers.ours.encode_tokens(tokens, batch_size=1), whole, atol=1e-5, rtol=0)
 
 
-def test_only_towers_that_read_their_padding_are_given_it(towers: Pair) -> None:
+def test_tokens_are_trimmed_whether_or_not_the_tower_reads_its_padding(towers: Pair) -> None:
     tokens = towers.ours.tokenize(["brain"])
-    reads = getattr(towers.model.text, "pool_type", "") == "last"
-    assert tokens.ids.shape[1] == (towers.ours.context_length if reads else 3)
+    assert tokens.ids.shape[1] == 3
     assert bool(tokens.mask.all())
+    assert towers.ours._reads_padding == (getattr(towers.model.text, "pool_type", "") == "last")
 
 
 def test_weights_are_frozen_and_in_evaluation_mode(towers: Pair) -> None:
@@ -418,6 +418,21 @@ def test_moving_to_the_same_device_changes_nothing(tiny_clip: OpenClipEncoder) -
     assert tiny_clip.to("cpu") is tiny_clip and tiny_clip.device == torch.device("cpu")
 
 
-def test_patch_activations_are_refused_in_words(tiny_clip: OpenClipEncoder) -> None:
-    with pytest.raises(NotImplementedError, match="patch activations"):
-        tiny_clip.patch_activations(torch.zeros(1, 3, 32, 32))
+def test_patch_activations_are_the_patch_tokens_before_the_last_attention(clip_towers: Pair) -> None:
+    pixels = torch.stack([clip_towers.ours.preprocess(image) for image in some_images()])
+    seen: list[Tensor] = []
+    layer = clip_towers.model.visual.transformer.resblocks[-1].ln_1
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.no_grad():
+        clip_towers.model.encode_image(pixels)
+    hook.remove()
+    maps = clip_towers.ours.patch_activations(pixels)
+    assert maps.shape == (2, 64, 4, 4)
+    torch.testing.assert_close(maps[1, :, 2, 3], seen[0][1, 1 + 2 * 4 + 3], atol=1e-5, rtol=0)
+
+
+def test_patch_activations_of_a_timm_tower(bert_towers: Pair) -> None:
+    pixels = torch.stack([bert_towers.ours.preprocess(image) for image in some_images()])
+    maps = bert_towers.ours.patch_activations(pixels)
+    assert maps.shape[0] == 2 and maps.shape[2:] == (10, 10)
+    assert maps.isfinite().all() and float(maps.std()) > 0

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Tokens(NamedTuple):
@@ -56,6 +65,7 @@ class DualEncoder(ABC):
         image_size: height and width in pixels of an input image.
         logit_scale: s = exp(logit_scale parameter); logits are ``s * image . text``.
         device: where the weights lie.
+        precision: numbers that the towers compute with; features are unit rows in float32 whatever it is.
     """
 
     name: str
@@ -66,11 +76,17 @@ class DualEncoder(ABC):
     image_size: tuple[int, int]
     logit_scale: float
     device: torch.device
+    precision: Precision = "fp32"
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash of weights, tokenizer and preprocessing, equal over processes and machines."""
+
+    @property
+    def parameters(self) -> int | None:
+        """Weights of both towers, where the family counts them."""
+        return None
 
     @property
     @abstractmethod
@@ -87,7 +103,9 @@ class DualEncoder(ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Texts -> tokens padded to the longest of them; longer ones than the context are cut.
+        """Texts -> tokens padded to the longest of them.
+
+        Texts longer than the context are cut, with a warning that names the first of them.
 
         Raises:
             UserError: if there is no text, or one is empty.
@@ -114,11 +132,18 @@ class DualEncoder(ABC):
         """Each entry of :meth:`vocabulary` as a text of its own (begin mark, entry, end mark)."""
 
     @abstractmethod
-    def to(self, device: torch.device | str) -> DualEncoder:
-        """Move the weights; returns the encoder itself."""
+    def to(self, device: torch.device | str, precision: Precision | None = None) -> DualEncoder:
+        """Move the weights, and round them where a precision is named; returns the encoder itself.
+
+        Raises:
+            UserError: the weights were rounded before, to another precision.
+        """
 
     def patch_activations(self, pixels: Tensor) -> Tensor:
         """Activations of the image tower's last spatial layer, for saliency maps.
+
+        Pixels ``(n, 3, H, W)`` -> ``(n, c, h, w)``, float32, on the CPU, without gradient. In a ViT these are
+        the patch tokens as the last attention reads them: behind it they no longer reach the image feature.
 
         Raises:
             NotImplementedError: where the family does not offer them.
@@ -157,3 +182,25 @@ class DualEncoder(ABC):
             rows = torch.randperm(len(tokens.ids), generator=torch.Generator().manual_seed(0))[:sample]
             tokens = Tokens(tokens.ids[rows.sort().values], tokens.mask[rows.sort().values])
         return self.encode_tokens(tokens, batch_size=512)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of CLIP: how its folder is recognised, fetched and loaded.
+
+    Attributes:
+        name: as in the catalogue.
+        title: the format and the file that marks it, for a reader.
+        recognises: whether a folder is of this kind; cheap, and True for no other family's folder.
+        load: a folder and the spec string to record (default ``dir:FOLDER``) -> the encoder, asking nothing
+            of the network; raises UserError for what is missing or damaged.
+        weight_files: names of weight files, the preferred first; one of them is fetched.
+        small_files: patterns of the other files that loading needs.
+    """
+
+    name: str
+    title: str
+    recognises: Callable[[Path], bool]
+    load: Callable[[Path, str | None], DualEncoder]
+    weight_files: tuple[str, ...]
+    small_files: tuple[str, ...]

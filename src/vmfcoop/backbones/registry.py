@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from vmfcoop.backbones.base import DualEncoder
+from vmfcoop.backbones.base import DTYPES, DualEncoder, Family, Precision
+from vmfcoop.backbones.hub import family_of, hub_folder
+from vmfcoop.backbones.installed import installed_folder
 from vmfcoop.errors import UserError, unknown_name
 
 
@@ -31,15 +35,25 @@ HUB_BACKBONES: dict[str, HubBackbone] = {
 PHANTOM_CLIP = Path(__file__).parent / "phantom_clip"
 """The embedded CLIP, trained on phantoms by ``scripts/train_phantom_clip.py``; its card lies beside it."""
 
+FAMILY_MODULES = ("open_clip",)
+"""One file a family; the first that recognises a folder loads it."""
 
-def load_backbone(spec: str, device: str = "auto") -> DualEncoder:
+
+@cache
+def families() -> tuple[Family, ...]:
+    """All families; importing them imports their libraries, so only where a backbone is wanted."""
+    return tuple(import_module(f"vmfcoop.backbones.{name}").FAMILY for name in FAMILY_MODULES)
+
+
+def load_backbone(spec: str, device: str = "auto", precision: str = "fp32") -> DualEncoder:
     """Load a frozen dual encoder.
 
     Args:
-        spec: ``biomedclip`` (from the hub or its local cache), ``phantom`` (embedded, knows the package's
-            phantoms only), ``open_clip:MODEL/PRETRAINED``, ``open_clip:hf-hub:REPOSITORY``, or
-            ``dir:FOLDER`` (open_clip's hub format; no network).
+        spec: a key of the catalogue (``biomedclip``, ``pubmedclip``, ...: fetched, or from the hub or its
+            local cache), ``phantom`` (embedded, knows the package's phantoms only), ``hf:REPOSITORY``,
+            ``open_clip:MODEL/PRETRAINED``, or ``dir:FOLDER`` (any family's format; no network).
         device: ``auto`` (CUDA, then MPS, then CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto`` (bf16 where the device is built for it).
 
     Raises:
         UserError: unknown spec (with the nearest names), a missing or damaged file, no such device.
@@ -49,25 +63,46 @@ def load_backbone(spec: str, device: str = "auto") -> DualEncoder:
         >>> encoder.encode_texts(["an MRI of a glioma"]).shape
         torch.Size([1, 128])
     """
+    target = resolve_device(device)
+    rounded = resolve_precision(precision, target)
+    return _load(spec).to(target, rounded)
+
+
+def _load(spec: str) -> DualEncoder:
     from vmfcoop.backbones import open_clip
 
-    target = resolve_device(device)
     kind, _, rest = spec.partition(":")
-    if spec in HUB_BACKBONES:
-        return open_clip.load_hub(HUB_BACKBONES[spec].repository, spec).to(target)
+    if kind == "open_clip" and rest and not rest.startswith("hf-hub:") and not installed_folder(spec):
+        return open_clip.load_named(rest)
+    folder, family = locate(spec)
+    return family.load(folder, None if kind == "dir" else spec)
+
+
+def locate(spec: str) -> tuple[Path, Family]:
+    """The local folder of a spec and its family; what is not here is fetched into the hub's cache.
+
+    Raises:
+        UserError: as :func:`load_backbone`; ``open_clip:MODEL/PRETRAINED`` has a folder only once fetched.
+    """
+    kind, _, rest = spec.partition(":")
+    installed = installed_folder(spec)
     if spec == "phantom":
-        return open_clip.load_folder(PHANTOM_CLIP, spec).to(target)
+        return PHANTOM_CLIP, families()[0]
     if kind == "dir" and rest:
-        return open_clip.load_folder(Path(rest)).to(target)
+        folder = Path(rest).expanduser().resolve()
+        return folder, family_of(folder, families())
+    if installed is not None:
+        return installed, family_of(installed, families())
+    if spec in HUB_BACKBONES:
+        return hub_folder(HUB_BACKBONES[spec].repository, spec, families())
+    if kind == "hf" and rest:
+        return hub_folder(rest, spec, families())
     if kind == "open_clip" and rest.startswith("hf-hub:"):
-        return open_clip.load_hub(rest.removeprefix("hf-hub:"), spec).to(target)
-    if kind == "open_clip" and rest:
-        return open_clip.load_named(rest).to(target)
+        return hub_folder(rest.removeprefix("hf-hub:"), spec, families()[:1])
     if Path(spec).expanduser().is_dir():
         raise UserError(f"'{spec}' is a folder; to load the backbone in it, write 'dir:{spec}'.")
-    raise unknown_name(
-        "backbone", spec, [*HUB_BACKBONES, "phantom", "open_clip:MODEL/PRETRAINED", "dir:FOLDER"]
-    )
+    known = [*HUB_BACKBONES, "phantom", "hf:REPOSITORY", "open_clip:MODEL/PRETRAINED", "dir:FOLDER"]
+    raise unknown_name("backbone", spec, known)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -85,3 +120,19 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The device '{device}' is not available here; try --device cpu.") from error
     return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """``auto`` or a name -> the precision that the towers compute with.
+
+    ``auto`` is bf16 on CUDA devices that are built for it and fp32 elsewhere.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fast else "fp32"
+    if precision not in DTYPES:
+        raise unknown_name("precision", precision, [*DTYPES, "auto"])
+    return precision

@@ -1,0 +1,205 @@
+"""What every family shares: frozen torch modules, their tokenizer and transform, behind the seam."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vmfcoop.backbones.base import DTYPES, DualEncoder, Precision, Tokens
+from vmfcoop.backbones.text import TextTokenizer
+from vmfcoop.errors import UserError
+
+
+class FrozenEncoder(DualEncoder):
+    """A dual encoder over torch modules; a family gives the two passes and says where its layers are.
+
+    To write: :attr:`_embedding`, :meth:`_image_features`, :meth:`_text_features` and, where saliency is
+    possible, :attr:`_spatial_layer`. ``docs/add-a-backbone.md`` walks through one.
+
+    Args:
+        model: a torch module of both towers and the logit scale; the fingerprint is taken of all of it.
+        tokenizer: of the text tower.
+        preprocessing: size, mean, standard deviation, interpolation and resizing of images.
+        name: the spec string that loads it again.
+        logit_scale: s; by default ``exp(model.logit_scale)``.
+
+    Attributes:
+        _reads_padding: whether the text tower attends to, or pools from, the padding (SigLIP): then each text
+            is filled up to the context length with the padding's embedding before the tower sees it, and
+            tokens stay trimmed for everyone else.
+    """
+
+    _reads_padding = False
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: TextTokenizer,
+        preprocessing: PreprocessCfg,
+        name: str,
+        logit_scale: float | None = None,
+    ) -> None:
+        self.name = name
+        self.device = torch.device("cpu")
+        self.precision: Precision = "fp32"
+        self._model = model.float().eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._preprocessing = preprocessing
+        self._transform = image_transform_v2(preprocessing, is_train=False)
+        self.context_length = tokenizer.context_length
+        self.begin_marks = tokenizer.begin_marks
+        self.token_width = int(self._embedding.weight.shape[1])
+        size = preprocessing.size
+        self.image_size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.logit_scale = float(self._model.logit_scale.exp()) if logit_scale is None else logit_scale
+        tokens = tokenizer(["a"])
+        self.dim = int(self.encode_embeddings(self.token_embeddings(tokens.ids), tokens.mask).shape[1])
+
+    @property
+    @abstractmethod
+    def _embedding(self) -> nn.Embedding:
+        """The text tower's token embeddings."""
+
+    @abstractmethod
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(n, 3, H, W)``, in the tower's precision -> features ``(n, d)`` of any length."""
+
+    @abstractmethod
+    def _text_features(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Input embeddings ``(n, L, w)``, in the tower's precision, and mask -> features ``(n, d)``."""
+
+    @property
+    def _spatial_layer(self) -> nn.Module | None:
+        """The image tower's layer whose output :meth:`patch_activations` gives; None if there is none."""
+        return None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, buffers, vocabulary and preprocessing (first 32 hex digits)."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self._model.state_dict().items()):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update("\n".join(self.vocabulary()).encode())
+        settings = {**vars(self._preprocessing), "size": self.image_size, "context": self.context_length}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        return digest.hexdigest()[:32]
+
+    @property
+    def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return tuple(self._preprocessing.mean), tuple(self._preprocessing.std)
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self._model.parameters())
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return self._transform(image)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        features = self._image_features(pixels.to(self.device, DTYPES[self.precision]))
+        return normalize(features.float(), dim=-1).cpu()
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        if isinstance(texts, str) or not texts:
+            raise UserError("There is no text to encode; give a list with at least one.")
+        for position, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"Text {position} of {len(texts)} is empty; an empty text has no direction.")
+        tokens = self._tokenizer(texts)
+        self._warn_of_cut(texts, self._tokenizer.cut(texts, tokens))
+        return Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device))
+
+    def _warn_of_cut(self, texts: Sequence[str], cut: Sequence[int]) -> None:
+        if not cut:
+            return
+        first = texts[cut[0]] if len(texts[cut[0]]) <= 120 else f"{texts[cut[0]][:120]}..."
+        whose = f"A text is longer than {self.context_length} tokens, what '{self.name}' reads, and was cut"
+        if len(cut) > 1:
+            whose = (
+                f"{len(cut)} texts are longer than {self.context_length} tokens, what '{self.name}' reads, "
+                "and were cut; the first"
+            )
+        warnings.warn(f"{whose}: '{first}'.", UserWarning, stacklevel=3)
+
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        return self._embedding(ids).float()  # type: ignore[no-any-return]
+
+    def encode_embeddings(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        if self._reads_padding:
+            embeddings, mask = self._filled_up(embeddings, mask)
+        features = self._text_features(embeddings.to(DTYPES[self.precision]), mask)
+        return normalize(features.float(), dim=-1)
+
+    def _filled_up(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Each text followed by the padding's embedding up to the context length, all of it real."""
+        padding = self._embedding.weight[self._tokenizer.pad_id].to(embeddings.dtype)
+        filled = torch.where(mask[..., None], embeddings, padding)
+        rest = padding.expand(len(filled), self.context_length - filled.shape[1], -1)
+        return torch.cat([filled, rest], dim=1), mask.new_ones(len(mask), self.context_length)
+
+    def vocabulary(self) -> list[str]:
+        return list(self._tokenizer.entries.values())
+
+    def vocabulary_tokens(self) -> Tokens:
+        # A text of one entry: take the marks of a real one and put each id in its place.
+        pattern = self._tokenizer(["a"])
+        ids = pattern.ids.repeat(len(self._tokenizer.entries), 1)
+        ids[:, self.begin_marks] = torch.tensor(list(self._tokenizer.entries))
+        mask = pattern.mask.repeat(len(ids), 1)
+        return Tokens(ids.to(self.device), mask.to(self.device))
+
+    def to(self, device: torch.device | str, precision: Precision | None = None) -> FrozenEncoder:
+        wanted = precision or self.precision
+        if wanted != self.precision:
+            if self.precision != "fp32":
+                raise UserError(
+                    f"'{self.name}' was rounded to {self.precision}; load it again to have it in {wanted}."
+                )
+            _ = self.fingerprint  # of the weights as published, before they are rounded
+        self.device, self.precision = torch.device(device), wanted
+        self._model.to(self.device, DTYPES[wanted])
+        return self
+
+    @torch.no_grad()
+    def patch_activations(self, pixels: Tensor) -> Tensor:
+        layer = self._spatial_layer
+        if layer is None:
+            return super().patch_activations(pixels)
+        kept: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        try:
+            self._image_features(pixels.to(self.device, DTYPES[self.precision]))
+        finally:
+            hook.remove()
+        return spatial_map(kept[-1]).float().cpu()
+
+
+def spatial_map(activations: Tensor) -> Tensor:
+    """A layer's output as a map ``(n, c, h, w)``: that of a CNN, or the patch tokens of a square ViT.
+
+    Tokens ``(n, p + h w, c)`` lose the p prefix tokens (class, registers) in front of the patches, h = w
+    being the largest side that the tokens fill.
+
+    Example:
+        >>> spatial_map(torch.zeros(2, 1 + 14 * 14, 8)).shape
+        torch.Size([2, 8, 14, 14])
+    """
+    if activations.dim() == 4:
+        return activations
+    side = math.isqrt(activations.shape[1])
+    patches = activations[:, activations.shape[1] - side * side :]
+    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
