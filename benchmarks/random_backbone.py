@@ -95,11 +95,12 @@ def build(model_cfg: dict[str, Any], bert: BertConfig | None = None, seed: int =
     draw = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.ndim > 0:
-            weight.copy_(_random_weight(name, weight, draw))
+            weight.copy_(random_weight(name, weight, draw))
     return model.eval().requires_grad_(False)
 
 
-def _random_weight(name: str, weight: Tensor, draw: torch.Generator) -> Tensor:
+def random_weight(name: str, weight: Tensor, draw: torch.Generator) -> Tensor:
+    """Numbers for a weight of a tower, at a gain above one."""
     noise = torch.randn(weight.shape, generator=draw)
     if weight.ndim > 1 and ("embedding" in name or "token" in name or "pos_embed" in name):
         return 0.5 * noise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BertConfig
 
+from tests.backbones.instances import SIGLIP
+from tests.backbones.instances import write as write_instance
 from tests.conftest import TINY_BERT_CONFIG, TINY_CLIP_CONFIG, tiny_bert_shape
 from vmfcoop.backbones import Tokens
-from vmfcoop.backbones.open_clip import OpenClipEncoder, load_folder
+from vmfcoop.backbones.open_clip import CHECKPOINT_FILE, OpenClipEncoder, checkpoint_config, load_folder
 from vmfcoop.errors import UserError
 from vmfcoop.methods.prompt import PromptLearner
 
@@ -93,6 +96,16 @@ def siglip_towers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(scope="module")
+def published_siglip_towers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """As open_clip publishes SigLIP: a timm tower pooled by attention and a tokenizer of transformers."""
+    folder = write_instance("open_clip-siglip", tmp_path_factory.mktemp("siglip"))
+    model = build(SIGLIP, seed=0)
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    tokenizer = HFTokenizer(str(folder), context_length=24, clean="canonicalize")
+    return Pair(load_folder(folder), model, tokenizer)
+
+
+@pytest.fixture(scope="module")
 def end_mark_towers(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return hub_pair(write_folder(tmp_path_factory.mktemp("end_mark"), END_MARK_CONFIG))
 
@@ -117,6 +130,7 @@ FAMILIES = (
     "bert_towers",
     "clip_towers",
     "siglip_towers",
+    "published_siglip_towers",
     "end_mark_towers",
     "last_towers",
     pytest.param("biomedclip_towers", marks=pytest.mark.slow),
@@ -227,7 +241,7 @@ def test_batches_by_length_keep_the_order_of_the_texts(bert_towers: Pair) -> Non
 
 def test_tokens_are_trimmed_whether_or_not_the_tower_reads_its_padding(towers: Pair) -> None:
     tokens = towers.ours.tokenize(["brain"])
-    assert tokens.ids.shape[1] == 3
+    assert tokens.ids.shape[1] == towers.ours.begin_marks + 2
     assert bool(tokens.mask.all())
     assert towers.ours._reads_padding == (getattr(towers.model.text, "pool_type", "") == "last")
 
@@ -271,9 +285,10 @@ def test_vocabulary_has_neither_special_nor_unused_entries(bert_towers: Pair, cl
 def test_vocabulary_tokens_are_each_entry_between_its_marks(towers: Pair) -> None:
     entries, tokens = towers.ours.vocabulary(), towers.ours.vocabulary_tokens()
     assert len(tokens.ids) == len(entries)
-    assert torch.equal(tokens.ids[:, 1].unique(), tokens.ids[:, 1])
+    own = tokens.ids[:, towers.ours.begin_marks]
+    assert torch.equal(own.unique(), own)
     for word in ("brain", "the"):
-        row = entries.index(f"{word}</w>" if f"{word}</w>" in entries else word)
+        row = next(entries.index(form) for form in (f"{word}</w>", f"▁{word}", word) if form in entries)
         expected = towers.ours.tokenize([word])
         assert torch.equal(tokens.ids[row], expected.ids[0])
         assert torch.equal(tokens.mask[row], expected.mask[0])
@@ -397,6 +412,45 @@ def test_the_fingerprint_does_not_hang_on_the_weights_format(tiny_bert_folder: P
     (folder / "open_clip_model.safetensors").unlink()
     torch.save({"state_dict": state, "epoch": 3}, folder / "open_clip_pytorch_model.bin")
     assert load_folder(folder).fingerprint == load_folder(tiny_bert_folder).fingerprint
+
+
+def bare_checkpoint(folder: Path, state: dict[str, Tensor]) -> None:
+    """Turn a folder's weights into what a training loop on several devices saves, as UniMed-CLIP's is."""
+    (folder / "open_clip_model.safetensors").unlink()
+    named = {f"module.{re.sub('^text[.]', 'text_encoder.', key)}": value for key, value in state.items()}
+    content = {"epoch": 7, "best": np.float64(0.5), "state_dict": named, "optimizer": {"state": {}}}
+    torch.save(content, folder / CHECKPOINT_FILE)
+
+
+def test_a_checkpoint_of_a_training_loads(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bert_folder, tmp_path / "bert")
+    bare_checkpoint(folder, load_file(folder / "open_clip_model.safetensors"))
+    assert load_folder(folder).fingerprint == load_folder(tiny_bert_folder).fingerprint
+
+
+def test_a_checkpoint_without_configuration_gets_that_of_its_architecture(tmp_path: Path) -> None:
+    """UniMed-CLIP's towers: a ViT with quick GELU, and BiomedBERT without its pooling layer."""
+    own = dict(TINY_BERT_CONFIG["text_cfg"]) | {"context_length": 64}
+    config = checkpoint_config("ViT-B-16-quickgelu", own)
+    assert config["model_cfg"]["quick_gelu"] and config["model_cfg"]["text_cfg"] == own
+    assert config["preprocess_cfg"]["size"] == 224
+    small = {**config["model_cfg"], "embed_dim": 64, "vision_cfg": TINY_CLIP_CONFIG["vision_cfg"]}
+    folder = write_folder(tmp_path / "unimed", small, tiny_bert_shape())
+    tiny_bert_shape().save_pretrained(folder)
+    model = bert_pair(folder, small, tiny_bert_shape(), load_file(folder / "open_clip_model.safetensors"))
+    bare_checkpoint(folder, load_file(folder / "open_clip_model.safetensors"))
+    encoder = load_folder(folder)
+    assert any(type(module).__name__ == "QuickGELU" for module in encoder._model.visual.modules())
+    pixels = torch.stack([encoder.preprocess(image) for image in some_images()])
+    torch.testing.assert_close(encoder.encode_images(pixels), model.ours.encode_images(pixels))
+    with torch.no_grad():
+        expected = model.model.encode_image(pixels, normalize=True)
+    torch.testing.assert_close(encoder.encode_images(pixels), expected, atol=1e-5, rtol=0)
+
+
+def test_an_architecture_that_open_clip_does_not_know_is_named() -> None:
+    with pytest.raises(UserError, match="Unknown open_clip model 'ViT-B-17'; did you mean"):
+        checkpoint_config("ViT-B-17")
 
 
 def test_a_vocabulary_file_is_tokenizer_enough(tiny_bert_folder: Path, tmp_path: Path) -> None:

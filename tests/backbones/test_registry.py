@@ -56,7 +56,7 @@ def bert_copy(tiny_bert_folder: Path, tmp_path: Path) -> Path:
 def test_an_unknown_name_gets_the_nearest_ones() -> None:
     assert "did you mean 'biomedclip'" in refusal("biomedclib")
     message = refusal("resnet")
-    assert "'resnet'" in message and "biomedclip" in message and "dir:FOLDER" in message
+    assert "'resnet'" in message and "'medclip-resnet'" in message and "dir:FOLDER" in message
     assert "Unknown backbone" in refusal("dir:")
 
 

@@ -1,6 +1,7 @@
 """CLIP models behind one seam, :class:`DualEncoder`."""
 
 from vmfcoop.backbones.base import DualEncoder, Tokens
-from vmfcoop.backbones.registry import HUB_BACKBONES, HubBackbone, load_backbone
+from vmfcoop.backbones.catalogue import PublishedBackbone, catalogue
+from vmfcoop.backbones.registry import load_backbone
 
-__all__ = ["HUB_BACKBONES", "DualEncoder", "HubBackbone", "Tokens", "load_backbone"]
+__all__ = ["DualEncoder", "PublishedBackbone", "Tokens", "catalogue", "load_backbone"]

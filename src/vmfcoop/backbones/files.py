@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -87,20 +88,46 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is damaged, or holds more than tensors; nothing in it is ever executed.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)  # type: ignore[no-any-return]
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"The weights '{path}' are damaged ({first_line(error)}); fetch them again."
-        ) from error
-    except Exception as error:  # torch raises pickle's own error class for files that are not plain tensors
-        raise UserError(f"The weights '{path}' hold more than tensors and were not loaded.") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    state: Any = content.get("state_dict", content) if isinstance(content, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"The weights '{path}' are not a dictionary of named tensors.")
-    return state
+    if all(name.startswith("module.") for name in state):  # saved by a training on several devices
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state  # type: ignore[no-any-return]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)  # type: ignore[no-any-return]
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_torch(path: Path) -> Any:
+    """What a torch file holds, if that is tensors and plain values.
+
+    Raises:
+        UserError: the file is damaged, or holds more than tensors; nothing in it is ever executed.
+    """
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise _damaged(path, error) from error
+    except Exception as error:  # torch raises pickle's own error class for files that are not plain tensors
+        raise UserError(f"The weights '{path}' hold more than tensors and were not loaded.") from error
+
+
+def _damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(f"The weights '{path}' are damaged ({first_line(error)}); fetch them again.")
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a numpy number in a file is made of; training loops put one beside the tensors, a best score."""
+    scalar = np.float64(0).__reduce__()[0]
+    made_of = [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    return [*made_of, (scalar, "numpy.core.multiarray.scalar")]  # its name in files of numpy before 2
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, described_by: str) -> None:
@@ -122,11 +149,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, descri
     if not differ:
         differ = sorted(k for k in expected if expected[k].shape != state[k].shape)
     if differ:
-        raise UserError(
-            f"The weights '{path}' do not fit {described_by} ({len(differ)} entries differ, "
-            f"first '{differ[0]}'); the two must come from the same model."
-        )
+        raise misfit(path, described_by, differ)
     model.load_state_dict(state)
+
+
+def misfit(path: Path, described_by: str, differ: Sequence[str]) -> UserError:
+    """The error for weights that are not those of a model; ``differ`` names entries."""
+    return UserError(
+        f"The weights '{path}' do not fit {described_by} ({len(differ)} entries differ, "
+        f"first '{differ[0]}'); the two must come from the same model."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -89,13 +89,21 @@ class FrozenEncoder(DualEncoder):
     def fingerprint(self) -> str:
         """SHA-256 over weights, buffers, vocabulary and preprocessing (first 32 hex digits)."""
         digest = hashlib.sha256()
-        for key, value in sorted(self._model.state_dict().items()):
+        for key, value in self._named_tensors():
             digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         digest.update("\n".join(self.vocabulary()).encode())
-        settings = {**vars(self._preprocessing), "size": self.image_size, "context": self.context_length}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(json.dumps(self._settings, sort_keys=True).encode())
         return digest.hexdigest()[:32]
+
+    def _named_tensors(self) -> list[tuple[str, Tensor]]:
+        """Weights and buffers by name, in an order of their own."""
+        return sorted(self._model.state_dict().items())
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What features depend on beside weights and vocabulary; a family adds its own."""
+        return {**vars(self._preprocessing), "size": self.image_size, "context": self.context_length}
 
     @property
     def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

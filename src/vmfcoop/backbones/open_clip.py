@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,11 +37,8 @@ from vmfcoop.backbones.text import TextTokenizer, plain_entries, trimmed, until_
 from vmfcoop.errors import UserError, unknown_name
 
 CONFIG_FILE = "open_clip_config.json"
-WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
+CHECKPOINT_FILE = "open_clip_pytorch_model.bin"
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", CHECKPOINT_FILE)
 
 _BERT_BASE: dict[str, Any] = {
     "model_type": "bert",
@@ -178,21 +177,30 @@ class OpenClipEncoder(FrozenEncoder):
         blocks = getattr(visual.trunk, "blocks", None)
         if blocks is not None and hasattr(blocks[-1], "norm1"):
             return blocks[-1].norm1  # type: ignore[no-any-return]
-        return _last_map(visual.trunk)
+        return self._last_map
+
+    @cached_property
+    def _last_map(self) -> nn.Module | None:
+        """The last part of a timm CNN that gives a map; timm's families name theirs differently."""
+        trunk, seen = self._model.visual.trunk, list[nn.Module]()
+
+        def note(part: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
+                seen.append(part)
+
+        hooks = [part.register_forward_hook(note) for part in trunk.children()]
+        weight = next(trunk.parameters())
+        with torch.no_grad():
+            trunk(torch.zeros(1, 3, *self.image_size, device=weight.device, dtype=weight.dtype))
+        for hook in hooks:
+            hook.remove()
+        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        return None if channels_last or not seen else seen[-1]
 
 
 def _masks_padding(tower: TextTransformer) -> bool:
     """Whether a bidirectional tower leaves the padding out of its attention."""
     return bool(getattr(tower, "use_pad_mask", False))
-
-
-def _last_map(trunk: nn.Module) -> nn.Module | None:
-    """The last layer of a timm CNN before pooling, as timm names it."""
-    for name in ("bn2", "layer4", "stages", "norm_pre", "final_conv"):
-        layer = getattr(trunk, name, None)
-        if isinstance(layer, nn.Module):
-            return layer
-    return None
 
 
 def load_folder(folder: Path, name: str | None = None) -> OpenClipEncoder:
@@ -222,8 +230,40 @@ def load_folder(folder: Path, name: str | None = None) -> OpenClipEncoder:
     return OpenClipEncoder(model, tokenizer, preprocess, name or f"dir:{folder}")
 
 
-def load_named(spec: str) -> OpenClipEncoder:
+def checkpoint_config(
+    architecture: str, text_cfg: Mapping[str, Any] | None = None, size: int | None = None
+) -> dict[str, Any]:
+    """What ``open_clip_config.json`` has to say of a bare checkpoint, which comes without one.
+
+    Beside it the checkpoint itself is called :data:`CHECKPOINT_FILE` and loads with :func:`load_folder`:
+    BMC-CLIP, PathGen-CLIP and UniMed-CLIP are published like that.
+
+    Args:
+        architecture: open_clip's name of the towers.
+        text_cfg: of the text tower, where it is not the architecture's own.
+        size: height and width of an image; default the architecture's.
+
+    Raises:
+        UserError: open_clip knows no such architecture.
+    """
+    model_cfg = open_clip.get_model_config(architecture)
+    if model_cfg is None:
+        raise unknown_name("open_clip model", architecture, open_clip.list_models())
+    if text_cfg is not None:
+        model_cfg = {**model_cfg, "text_cfg": dict(text_cfg)}
+    settings = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    return {
+        "model_cfg": model_cfg,
+        "preprocess_cfg": {**settings, "size": size or model_cfg["vision_cfg"]["image_size"]},
+    }
+
+
+def load_named(spec: str, name: str | None = None) -> OpenClipEncoder:
     """Load ``MODEL/PRETRAINED`` from open_clip's own list (weights come from the hub or its cache).
+
+    Args:
+        spec: model and weights.
+        name: spec string to record; default ``open_clip:MODEL/PRETRAINED``.
 
     Raises:
         UserError: unknown model or weights, or the hub cannot be reached and nothing is cached.
@@ -247,7 +287,7 @@ def load_named(spec: str) -> OpenClipEncoder:
             f"open_clip could not load '{spec}' ({first_line(error)}); is the hub in reach?"
         ) from error
     preprocess = PreprocessCfg(**model.visual.preprocess_cfg)
-    return OpenClipEncoder(model, tokenizer, preprocess, f"open_clip:{spec}")
+    return OpenClipEncoder(model, tokenizer, preprocess, name or f"open_clip:{spec}")
 
 
 def _text_tower(model: nn.Module) -> Any:
@@ -326,6 +366,8 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     state = read_weights(path)
     if "text_projection" in state or "transformer.resblocks.0.ln_1.weight" in state:
         state = open_clip.model.convert_to_custom_text_state_dict(state)
+    # UniMed-CLIP's fork of open_clip calls the text tower so.
+    state = {re.sub(r"^text_encoder\.", "text.", name): value for name, value in state.items()}
     load_state(model, state, path, f"{CONFIG_FILE} beside them")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -10,33 +9,16 @@ from pathlib import Path
 import torch
 
 from vmfcoop.backbones.base import DTYPES, DualEncoder, Family, Precision
+from vmfcoop.backbones.catalogue import PublishedBackbone, catalogue
 from vmfcoop.backbones.hub import family_of, hub_folder
 from vmfcoop.backbones.installed import installed_folder
 from vmfcoop.errors import UserError, unknown_name
 
-
-@dataclass(frozen=True)
-class HubBackbone:
-    """A published CLIP in open_clip's hub format: where it lies and what its licence asks."""
-
-    repository: str
-    title: str
-    licence: str
-
-
-HUB_BACKBONES: dict[str, HubBackbone] = {
-    "biomedclip": HubBackbone(
-        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-        "BiomedCLIP (ViT-B/16 224, PubMedBERT, 256 tokens, d = 512)",
-        "MIT; for research, not for clinical decisions",
-    ),
-}
-
 PHANTOM_CLIP = Path(__file__).parent / "phantom_clip"
 """The embedded CLIP, trained on phantoms by ``scripts/train_phantom_clip.py``; its card lies beside it."""
 
-FAMILY_MODULES = ("open_clip",)
-"""One file a family; the first that recognises a folder loads it."""
+FAMILY_MODULES = ("open_clip", "pmc_clip", "medclip", "transformers_clip")
+"""One file a family; the first that recognises a folder loads it. The last one takes any ``config.json``."""
 
 
 @cache
@@ -71,38 +53,57 @@ def load_backbone(spec: str, device: str = "auto", precision: str = "fp32") -> D
 def _load(spec: str) -> DualEncoder:
     from vmfcoop.backbones import open_clip
 
-    kind, _, rest = spec.partition(":")
-    if kind == "open_clip" and rest and not rest.startswith("hf-hub:") and not installed_folder(spec):
-        return open_clip.load_named(rest)
+    if installed_folder(spec) is None:
+        kind, _, rest = spec.partition(":")
+        if kind == "open_clip" and rest and not rest.startswith("hf-hub:"):
+            return open_clip.load_named(rest, spec)
+        if spec in catalogue() and catalogue()[spec].model:
+            return open_clip.load_named(str(catalogue()[spec].model), spec)
     folder, family = locate(spec)
-    return family.load(folder, None if kind == "dir" else spec)
+    return family.load(folder, None if spec.startswith("dir:") else spec)
 
 
 def locate(spec: str) -> tuple[Path, Family]:
     """The local folder of a spec and its family; what is not here is fetched into the hub's cache.
 
     Raises:
-        UserError: as :func:`load_backbone`; ``open_clip:MODEL/PRETRAINED`` has a folder only once fetched.
+        UserError: as :func:`load_backbone`; a model of open_clip's own list has a folder only once fetched.
     """
     kind, _, rest = spec.partition(":")
-    installed = installed_folder(spec)
     if spec == "phantom":
-        return PHANTOM_CLIP, families()[0]
+        return PHANTOM_CLIP, family_of(PHANTOM_CLIP, families())
     if kind == "dir" and rest:
         folder = Path(rest).expanduser().resolve()
         return folder, family_of(folder, families())
+    installed = installed_folder(spec)
     if installed is not None:
         return installed, family_of(installed, families())
-    if spec in HUB_BACKBONES:
-        return hub_folder(HUB_BACKBONES[spec].repository, spec, families())
+    if spec in catalogue():
+        return _published(catalogue()[spec])
     if kind == "hf" and rest:
         return hub_folder(rest, spec, families())
     if kind == "open_clip" and rest.startswith("hf-hub:"):
-        return hub_folder(rest.removeprefix("hf-hub:"), spec, families()[:1])
+        return hub_folder(rest.removeprefix("hf-hub:"), spec, [_family("open_clip")])
     if Path(spec).expanduser().is_dir():
         raise UserError(f"'{spec}' is a folder; to load the backbone in it, write 'dir:{spec}'.")
-    known = [*HUB_BACKBONES, "phantom", "hf:REPOSITORY", "open_clip:MODEL/PRETRAINED", "dir:FOLDER"]
-    raise unknown_name("backbone", spec, known)
+    hint = (
+        "'vmfcoop backbones list' shows all; others load as dir:FOLDER, hf:REPOSITORY or "
+        "open_clip:MODEL/PRETRAINED."
+    )
+    raise UserError(f"{unknown_name('backbone', spec, catalogue())} {hint}")
+
+
+def _published(entry: PublishedBackbone) -> tuple[Path, Family]:
+    if entry.repository is None or entry.checkpoint or entry.tokenizer:
+        raise UserError(
+            f"'{entry.key}' is put together from several published files; "
+            f"run 'vmfcoop backbones fetch {entry.key}' first."
+        )
+    return hub_folder(entry.repository, entry.key, [_family(entry.family)])
+
+
+def _family(name: str) -> Family:
+    return next(family for family in families() if family.name == name)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -59,6 +59,8 @@ class HFTextTokenizer(TextTokenizer):
         self, tokenizer: Any, context_length: int, known: int, clean: Callable[[str], str] | None = None
     ) -> None:
         self.tokenizer = tokenizer
+        # Some published tokenizers pad on the left; a text begins at position 0 here.
+        tokenizer.padding_side = "right"
         self.context_length = context_length
         self.pad_id = int(tokenizer.pad_token_id)
         self.entries = plain_entries(tokenizer, known)
@@ -66,13 +68,11 @@ class HFTextTokenizer(TextTokenizer):
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         cleaned = [self._clean(text) for text in texts]
-        # The padding side of some published tokenizers is the left; a text begins at position 0 here.
         batch = self.tokenizer(
             cleaned,
             max_length=self.context_length,
             truncation=True,
             padding="longest",
-            padding_side="right",
             return_attention_mask=True,
             return_tensors="pt",
         )
@@ -90,7 +90,8 @@ def plain_entries(tokenizer: Any, known: int) -> dict[int, str]:
         known: ids from here on have no row in the text tower's embedding table.
     """
     special = set(tokenizer.all_special_ids)
-    unused = ("[unused", "<unused")
+    # SigLIP pads with its end mark; the padding mark of its vocabulary is not special to transformers.
+    unused = ("[unused", "<unused", "<pad>")
     found = sorted((i, token) for token, i in tokenizer.get_vocab().items())
     return {i: token for i, token in found if i not in special and i < known and not token.startswith(unused)}
 
