@@ -216,6 +216,9 @@ def _swin_tower(state: Mapping[str, Tensor], path: Path, dim: int) -> nn.Module:
         num_classes=0,
         global_pool="",
     )
+    for block in swin.modules():
+        if hasattr(block, "fused_attn"):  # timm leaves torch's own attention off where a bias is added
+            block.fused_attn = True
     return _SwinTower(swin, swin.num_features, dim)
 
 
