@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.plain_encoder import PlainEncoder
 from vmfcoop.errors import UserError
-from vmfcoop.features import CachedEncoder, FeatureCache, random_resized_crop
+from vmfcoop.features import CachedEncoder, FeatureCache, first_batch_size, is_out_of_memory
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def images(tmp_path):
     return paths
 
 
-def cached(folder):
+def cached(folder, **options):
     encoder = PlainEncoder()
-    return encoder, CachedEncoder(encoder, folder)
+    return encoder, CachedEncoder(encoder, folder, **options)
 
 
 def test_images_are_encoded_once_whatever_their_name(images, tmp_path):
@@ -66,14 +66,133 @@ def test_batch_size_does_not_matter(images, tmp_path):
     assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_crops_keep_scale_and_ratio():
-    image = Image.fromarray(np.arange(100 * 80, dtype=np.uint32).reshape(80, 100) % 251 / 251 * 255).convert(
-        "RGB"
-    )
-    for view in range(1, 50):
-        assert random_resized_crop(image, "0badcafe" * 8, view, (32, 24)).size == (24, 32)
-    narrow = Image.new("RGB", (1000, 3))
-    assert random_resized_crop(narrow, "0badcafe" * 8, 1, (32, 32)).size == (32, 32)
+class SmallMemory(PlainEncoder):
+    """Runs out of memory beyond a number of images at once, as CUDA says it."""
+
+    def __init__(self, room, error=None):
+        super().__init__()
+        self.room, self.sizes = room, []
+        self.error = error or torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    def encode_images(self, pixels):
+        self.sizes.append(len(pixels))
+        if len(pixels) > self.room:
+            raise self.error
+        return super().encode_images(pixels)
+
+
+def test_batches_are_halved_until_they_fit_and_no_work_is_lost(images, tmp_path):
+    small = SmallMemory(room=3)
+    cache = CachedEncoder(small, tmp_path / "a")
+    found = cache.encode_image_files(images, views=2, batch_size=14)
+    assert small.sizes == [14, 7, 3, 3, 3, 3, 2]
+    assert small.image_calls == 14
+    assert torch.allclose(found, cached(tmp_path / "b")[1].encode_image_files(images, views=2), atol=1e-6)
+    # What fitted is remembered, for larger wishes too.
+    small.sizes.clear()
+    cache.encode_image_files(images, views=4, batch_size=28)
+    assert max(small.sizes) <= 3
+
+
+def test_memory_that_runs_out_later_keeps_what_is_done(images, tmp_path):
+    small = SmallMemory(room=4)
+    cache = CachedEncoder(small, tmp_path)
+    cache.encode_image_files(images[:4], batch_size=4)
+    small.room = 1
+    cache.encode_image_files(images, batch_size=4)
+    assert small.sizes == [4, 3, 1, 1, 1]
+    assert small.image_calls == 7
+
+
+def test_no_room_for_one_image_is_one_sentence(images, tmp_path):
+    with pytest.raises(UserError, match=r"memory of the device 'cpu' has no room for one image.*--precision"):
+        CachedEncoder(SmallMemory(room=0), tmp_path).encode_image_files(images, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 9 GB)",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_every_device_s_words_for_short_memory(message, images, tmp_path):
+    small = SmallMemory(2, RuntimeError(message))
+    CachedEncoder(small, tmp_path).encode_image_files(images, batch_size=7)
+    assert small.sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_other_errors_of_the_tower_pass(images, tmp_path):
+    small = SmallMemory(2, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        CachedEncoder(small, tmp_path).encode_image_files(images, batch_size=7)
+    assert small.sizes == [7]
+
+
+def test_first_batches_by_device_and_resolution():
+    cuda = torch.device("cuda")
+    assert [first_batch_size(cuda, (side, side), "fp32") for side in (224, 448, 10_000)] == [111, 27, 1]
+    sizes = [first_batch_size(torch.device("cpu"), (448, 448), number) for number in ("fp32", "bf16", "fp16")]
+    assert sizes == [2, 4, 4]
+
+
+def test_half_precision_cache_gives_the_same_numbers_computed_or_read(images, tmp_path):
+    texts = ["a cyst", "a stone"]
+    exact = cached(tmp_path / "exact")[1]
+    cache = cached(tmp_path / "half", cache_precision="fp16")[1]
+    computed = cache.encode_image_files(images, views=2), cache.encode_texts(texts), cache.encode_vocabulary()
+    again, cache = cached(tmp_path / "half", cache_precision="fp16")
+    read = cache.encode_image_files(images, views=2), cache.encode_texts(texts), cache.encode_vocabulary()
+    assert (again.image_calls, again.text_calls) == (0, 0)
+    whole = exact.encode_image_files(images, views=2), exact.encode_texts(texts), exact.encode_vocabulary()
+    for one, other, numbers in zip(computed, read, whole, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == torch.float32 and not torch.equal(one, numbers)
+        assert torch.allclose(one.norm(dim=-1), torch.ones(one.shape[:-1]), atol=1e-6)
+        assert (one.double() * numbers.double()).sum(dim=-1).min() > 1 - 1e-6
+
+
+def test_caches_of_two_precisions_do_not_touch_each_other(images, tmp_path):
+    exact = cached(tmp_path)[1].encode_image_files(images)
+    _, half = cached(tmp_path, cache_precision="fp16")
+    half.encode_image_files(images)
+    half.encode_vocabulary()
+    assert {file.name for file in tmp_path.glob("plain*")} == {
+        "plain-16-0.sqlite",
+        "plain-16-0-stored-fp16.sqlite",
+        "plain-16-0-stored-fp16-vocabulary-all.safetensors",
+    }
+    encoder, again = cached(tmp_path)
+    assert torch.equal(again.encode_image_files(images), exact) and encoder.image_calls == 0
+    with pytest.raises(UserError, match="Unknown cache precision 'fp8'"):
+        cached(tmp_path, cache_precision="fp8")
+
+
+def test_a_cache_in_half_precision_takes_half_the_disk(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    vectors = [(f"image/{i:064x}/0", torch.randn(512, generator=draw)) for i in range(400)]
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        cache = FeatureCache(tmp_path / precision, 512, precision)
+        assert cache.put(vectors).keys() == cache.get([key for key, _ in vectors]).keys()
+        sizes[precision] = cache.path.stat().st_size / 400
+    assert sizes["fp32"] < 1.3 * 4 * 512
+    assert sizes["fp16"] < 0.62 * sizes["fp32"]
+
+
+def test_speed_is_of_what_was_computed(images, tmp_path):
+    told = []
+    _, cache = cached(tmp_path, progress=lambda *step: told.append(step))
+    assert cache.images_per_second is None
+    cache.encode_image_files(images[:4])
+    cache.encode_image_files(images, views=2)
+    first = cache.images_per_second
+    assert first > 0
+    cache.encode_image_files(images, views=2)
+    assert cache.images_per_second == first
+    assert told[0] == ("encode images", 0, 4) and told[-1] == ("encode images", 14, 14)
 
 
 def test_texts_and_vocabulary_are_encoded_once(tmp_path):

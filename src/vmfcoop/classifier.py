@@ -21,7 +21,8 @@ from vmfcoop.backbones import DualEncoder, load_backbone
 from vmfcoop.data.image_io import as_rgb
 from vmfcoop.descriptions.bank import DescriptionBank, load_descriptions, template_bank
 from vmfcoop.errors import UserError
-from vmfcoop.features import CachedEncoder, ImageSource
+from vmfcoop.features import CachedEncoder
+from vmfcoop.loading import ImageSource
 from vmfcoop.methods import Support, make_method
 from vmfcoop.methods.zero_shot_ensemble import TextCheck, check_texts
 from vmfcoop.progress import ProgressReport, no_progress
@@ -48,7 +49,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             augmentation off. Precomputed features have one.
         seed: seed of training.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: of the towers of a backbone given by its spec: ``fp32``, ``bf16``, ``fp16``, or ``auto``
+            (bf16 where the device is built for it).
         cache_dir: folder of cached features; default ``VMFCOOP_HOME/features``.
+        cache_precision: of cached features: ``fp32``, or ``fp16`` for half the disk.
         progress: told of what takes long.
 
     Attributes:
@@ -76,7 +80,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         views: int = 8,
         seed: int = 0,
         device: str = "auto",
+        precision: str = "fp32",
         cache_dir: str | Path | None = None,
+        cache_precision: str = "fp32",
         progress: ProgressReport | None = None,
     ) -> None:
         self.backbone = backbone
@@ -87,7 +93,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.views = views
         self.seed = seed
         self.device = device
+        self.precision = precision
         self.cache_dir = cache_dir
+        self.cache_precision = cache_precision
         self.progress = progress
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> FewShotClassifier:
@@ -165,10 +173,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(self.backbone, CachedEncoder):
             return self.backbone
         encoder = (
-            load_backbone(self.backbone, self.device) if isinstance(self.backbone, str) else self.backbone
+            load_backbone(self.backbone, self.device, self.precision)
+            if isinstance(self.backbone, str)
+            else self.backbone
         )
         folder = Path(self.cache_dir) if self.cache_dir else None
-        return CachedEncoder(encoder, folder, self.progress or no_progress)
+        return CachedEncoder(encoder, folder, self.progress or no_progress, self.cache_precision)
 
     def _image_features(self, X: Sequence[Any], views: int) -> Tensor:
         return self.encoder_.encode_image_files([_image_source(x) for x in X], views)

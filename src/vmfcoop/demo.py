@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vmfcoop.backbones.registry import resolve_device
 from vmfcoop.benchmark.engine import run_benchmark
 from vmfcoop.benchmark.recipe import DataEntry, MethodEntry, Recipe
 from vmfcoop.benchmark.results import Cell, read_bench
@@ -87,7 +88,13 @@ class Demo:
         }
 
 
-def run_demo(data: str, out: Path, overwrite: bool = False, progress: ProgressReport = no_progress) -> Demo:
+def run_demo(
+    data: str,
+    out: Path,
+    overwrite: bool = False,
+    progress: ProgressReport = no_progress,
+    device: str = "cpu",
+) -> Demo:
     """Methods at every K and seed on a phantom dataset, base to novel, a run directory, three predictions.
 
     It is a small benchmark and a fit: jobs run in processes of their own, so a script that calls this does so
@@ -98,15 +105,17 @@ def run_demo(data: str, out: Path, overwrite: bool = False, progress: ProgressRe
         out: run directory of vMFCoOp at the most shots and the first seed.
         overwrite: replace the run directory if it is there.
         progress: told of drawing, encoding and fits.
+        device: where the towers run; the embedded ones are so small that a GPU is not faster.
 
     Raises:
-        UserError: no such dataset, or ``out`` exists.
+        UserError: no such dataset or device, or ``out`` exists.
     """
     if data not in PHANTOMS:
         raise unknown_name("phantom dataset", data, PHANTOMS)
+    resolve_device(device)
     refuse_existing(out, overwrite)
-    cells = _benchmark(data, progress)
-    request = FitRequest(data, backbone="phantom", shots=max(SHOTS), seed=SEEDS[0], device="cpu")
+    cells = _benchmark(data, device, progress)
+    request = FitRequest(data, backbone="phantom", shots=max(SHOTS), seed=SEEDS[0], device=device)
     run = run_fit(request, out, overwrite, ["vmfcoop", "demo", "--data", data])
     accuracy = {
         title: [[_accuracy(cell, "test") for cell in _of(cells, "few-shot", title, k)] for k in SHOTS]
@@ -118,10 +127,10 @@ def run_demo(data: str, out: Path, overwrite: bool = False, progress: ProgressRe
         for title, found in pairs.items()
         if found
     }
-    return Demo(data, SHOTS, accuracy, generalisation, run, _examples(run, request.dataset()))
+    return Demo(data, SHOTS, accuracy, generalisation, run, _examples(run, request.dataset(), device))
 
 
-def _benchmark(data: str, progress: ProgressReport) -> Sequence[Cell]:
+def _benchmark(data: str, device: str, progress: ProgressReport) -> Sequence[Cell]:
     """Every method, K and seed, each method with its own number of steps."""
     recipe = Recipe(
         name="demo",
@@ -133,6 +142,7 @@ def _benchmark(data: str, progress: ProgressReport) -> Sequence[Cell]:
         protocols=["few-shot", "base-to-novel"],
         budgets=["paper"],
         base_to_novel_shots=max(SHOTS),
+        device=device,
     )
     with tempfile.TemporaryDirectory() as folder:
         outcome = run_benchmark(recipe, folder, progress=progress)
@@ -150,11 +160,11 @@ def _accuracy(cell: Cell, part: str) -> float:
     return float(cell.result[part]["accuracy"])
 
 
-def _examples(run: Run, table: Dataset, count: int = 3) -> list[dict[str, Any]]:
+def _examples(run: Run, table: Dataset, device: str, count: int = 3) -> list[dict[str, Any]]:
     """Test images of different classes, drawn by a fixed seed, with the run's predictions."""
     order = np.random.default_rng(0).permutation(table.indices("test"))
     rows = {int(table.labels[row]): int(row) for row in order}
     chosen = list(rows.values())[:count]
-    predictions = predict_images(run.folder, [table.paths[row] for row in chosen], device="cpu")
+    predictions = predict_images(run.folder, [table.paths[row] for row in chosen], device=device)
     truths = [table.class_names[table.labels[row]] for row in chosen]
     return [{**row, "truth": truth} for row, truth in zip(predictions.rows(), truths, strict=True)]

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from vmfcoop.backbones import load_backbone
+from vmfcoop.backbones.installed import recorded_spec
+from vmfcoop.backbones.registry import resolve_device, resolve_precision
 from vmfcoop.classifier import FewShotClassifier
 from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
 from vmfcoop.data.few_shot import FewShotIndices
@@ -50,6 +52,8 @@ class FitRequest:
         groups: CSV of groups that a split keeps together.
         window: of DICOM and NIfTI images, ``center,width`` or a CT window's name; prediction takes it too.
         device: where the towers run.
+        precision: of the towers: ``fp32``, ``bf16``, ``fp16`` or ``auto``; prediction takes it too.
+        cache_precision: of the features kept on disk: ``fp32`` or ``fp16``.
     """
 
     data: str
@@ -68,6 +72,8 @@ class FitRequest:
     groups: Path | None = None
     window: str | None = None
     device: str = "auto"
+    precision: str = "fp32"
+    cache_precision: str = "fp32"
 
     def dataset(self) -> Dataset:
         """The table of images with its splits."""
@@ -115,6 +121,7 @@ def run_fit(
         UserError: bad input, or ``out`` exists; nothing is written then.
     """
     refuse_existing(out, overwrite)
+    resolve_precision(request.precision, resolve_device(request.device))
     method = make_method(request.method, {"seed": request.seed, **request.settings})
     watch = Stopwatch()
     with watch.phase("read data"):
@@ -123,7 +130,9 @@ def run_fit(
         chosen = sample_support(table, request.shots, request.seed, request.val_shots)
         bank = request.bank(table.class_names)
     with watch.phase("load backbone"):
-        encoder = _load_encoder(request.backbone, request.device, progress)
+        encoder = _load_encoder(
+            request.backbone, request.device, request.precision, request.cache_precision, progress
+        )
     with watch.phase("image features"):
         files = [table.paths[i] for i in chosen.train]
         encoder.encode_image_files(files, request.views)
@@ -144,11 +153,23 @@ def run_fit(
     with watch.phase("evaluate"):
         probabilities = class_probabilities(classifier.fitted_, features)
         metrics = classification_metrics(probabilities, table.labels[test], table.class_names)
-    metrics = {**metrics, "split": "test", "seconds": watch.seconds}
+    rate = encoder.images_per_second
+    metrics = {
+        **metrics,
+        "split": "test",
+        "seconds": watch.seconds,
+        "images_per_second": None if rate is None else round(rate, 1),
+    }
     record = {
         "command": command or [],
         "method": {"name": request.method, "config": method.config.model_dump()},
-        "backbone": {"spec": encoder.name, "fingerprint": encoder.fingerprint, "device": str(encoder.device)},
+        "backbone": {
+            "spec": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "device": str(encoder.device),
+            "precision": encoder.precision,
+            "cache_precision": encoder.cache_precision,
+        },
         "data": _describe_data(request, table),
         "support": _describe_support(request, table, chosen),
         "descriptions": {
@@ -170,9 +191,12 @@ def evaluate_run(
     split: str = "test",
     backbone: str | None = None,
     device: str = "auto",
+    precision: str | None = None,
     progress: ProgressReport = no_progress,
 ) -> dict[str, Any]:
     """Metrics of a run on a split of its own data or of other data with the same classes.
+
+    The towers compute in the run's own precision unless another is named.
 
     Raises:
         UserError: another backbone, other classes, or the recorded data changed.
@@ -183,7 +207,7 @@ def evaluate_run(
     draw_phantoms(data or run.record["data"]["spec"], progress)
     table = _recorded_dataset(run, data)
     rows = table.indices(split)
-    encoder, fitted = _restore(run, backbone, device, progress)
+    encoder, fitted = _restore(run, backbone, device, precision, progress)
     features = encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
     metrics = classification_metrics(
         class_probabilities(fitted, features), table.labels[rows], table.class_names
@@ -228,11 +252,13 @@ def predict_images(
     inputs: list[Path],
     backbone: str | None = None,
     device: str = "auto",
+    precision: str | None = None,
     progress: ProgressReport = no_progress,
 ) -> Predictions:
     """Classify image files, and all images below folders, with a run.
 
-    DICOM and NIfTI images are shown in the window that the run was fitted with.
+    DICOM and NIfTI images are shown in the window that the run was fitted with; the towers compute in the
+    run's own precision unless another is named.
 
     Raises:
         UserError: no image is found, one cannot be read, or the backbone is another.
@@ -241,7 +267,7 @@ def predict_images(
     images = find_images(inputs)
     window = run.record["data"].get("window")
     shown = [with_window(image, window) for image in images] if window else images
-    encoder, fitted = _restore(run, backbone, device, progress)
+    encoder, fitted = _restore(run, backbone, device, precision, progress)
     features = encoder.encode_image_files(shown)[:, 0]
     return Predictions(tuple(map(str, images)), run.class_names, class_probabilities(fitted, features))
 
@@ -269,17 +295,24 @@ def class_probabilities(fitted: Fitted, features: torch.Tensor) -> NDArray[np.fl
 
 
 def _restore(
-    run: Run, backbone: str | None, device: str, progress: ProgressReport
+    run: Run, backbone: str | None, device: str, precision: str | None, progress: ProgressReport
 ) -> tuple[CachedEncoder, Fitted]:
-    spec = backbone or run.record["backbone"]["spec"]
-    encoder = _load_encoder(spec, device, progress)
+    recorded = run.record["backbone"]
+    # Runs from before precision could be chosen do not name one.
+    wanted = precision or recorded.get("precision", "fp32")
+    stored = recorded.get("cache_precision", "fp32")
+    spec = backbone or recorded_spec(recorded["spec"], recorded["fingerprint"])
+    encoder = _load_encoder(spec, device, wanted, stored, progress)
     return encoder, run.restore(encoder)
 
 
-def _load_encoder(spec: str, device: str, progress: ProgressReport) -> CachedEncoder:
+def _load_encoder(
+    spec: str, device: str, precision: str, cache_precision: str, progress: ProgressReport
+) -> CachedEncoder:
     keep_freed_memory()
     progress("load backbone", 0, 1)
-    encoder = CachedEncoder(load_backbone(spec, device), progress=progress)
+    loaded = load_backbone(spec, device, precision)
+    encoder = CachedEncoder(loaded, progress=progress, cache_precision=cache_precision)
     progress("load backbone", 1, 1)
     return encoder
 

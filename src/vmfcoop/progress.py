@@ -11,10 +11,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 class ProgressReport(Protocol):
@@ -27,6 +30,15 @@ def no_progress(task: str, done: int, total: int) -> None:
     """The report that shows nothing."""
 
 
+class ImagesPerSecond(ProgressColumn):
+    """How fast images go by, for tasks whose description says that they are counted."""
+
+    def render(self, task: Task) -> Text:
+        """The rate of the last half minute, once it is known."""
+        counted = task.speed and task.description.endswith("images")
+        return Text(f"{task.speed:.1f} images/s" if counted else "")
+
+
 @contextmanager
 def progress_bars(console: Console) -> Iterator[ProgressReport]:
     """Rich bars on a console (stderr, so that stdout stays free for results), one a task."""
@@ -34,6 +46,7 @@ def progress_bars(console: Console) -> Iterator[ProgressReport]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        ImagesPerSecond(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

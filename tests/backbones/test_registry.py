@@ -206,6 +206,20 @@ def test_a_named_model_with_a_checkpoint_file(tiny_model_name: str, tiny_clip_fo
     assert torch.equal(encoder.encode_texts(texts), folder.encode_texts(texts))
 
 
+def test_a_named_model_has_the_activation_that_its_weights_were_trained_with(
+    tiny_model_name: str, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's weights go with "quick" GELU, which the names of the architectures (ViT-B-16) do not say."""
+    assert open_clip.get_pretrained_cfg("ViT-B-16", "openai")["quick_gelu"]
+    spec = f"{tiny_model_name}/{tiny_clip_folder / WEIGHTS}"
+    plain = load_backbone(f"open_clip:{spec}", "cpu")
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": True})
+    quick = load_backbone(f"open_clip:{spec}", "cpu")
+    assert quick.fingerprint != plain.fingerprint
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(quick.encode_images(pixels), plain.encode_images(pixels), atol=1e-4)
+
+
 def test_a_named_model_with_a_bad_checkpoint_file(tiny_model_name: str, tmp_path: Path) -> None:
     def refuse(content: bytes, file: str = "weights.pt") -> str:
         (tmp_path / file).write_bytes(content)

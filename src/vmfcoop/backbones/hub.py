@@ -1,15 +1,47 @@
-"""Folders of published backbones, from the model hub or its local cache: the files that loading needs."""
+"""The model hub and its local cache: which files of a published backbone are needed, and where they are."""
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from vmfcoop.backbones.base import Family
+from vmfcoop.backbones.files import first_line
+from vmfcoop.data.downloads import Remote
 from vmfcoop.errors import UserError
+from vmfcoop.files import disk_full
 
-SHARD_INDEX = "model.safetensors.index.json"
+HUB = "https://huggingface.co"
+INDEX = ".index.json"
+"""Ends the name of the file that lists the parts of weights in several files."""
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+
+
+class HubUnreachableError(UserError):
+    """There is no way to the hub, and what was asked for is not in its cache."""
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A model repository of the hub at one commit.
+
+    Attributes:
+        name: ``owner/name``.
+        commit: 40 hexadecimal digits.
+        files: paths of all its files.
+        licence: as its card names it, or empty.
+    """
+
+    name: str
+    commit: str
+    files: tuple[str, ...]
+    licence: str = ""
 
 
 def family_of(folder: Path, families: Sequence[Family]) -> Family:
@@ -27,81 +59,202 @@ def family_of(folder: Path, families: Sequence[Family]) -> Family:
     raise UserError(f"The folder '{folder}' is no backbone of a known format; it would hold one of: {known}.")
 
 
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Names of a folder's own files that match one of the patterns, sorted.
+
+    Example:
+        >>> matching(["vocab.txt", "onnx/config.json", "config.json"], ["*.json", "*.txt"])
+        ['config.json', 'vocab.txt']
+    """
+    patterns = list(patterns)
+    return sorted(n for n in names if "/" not in n and any(fnmatch(n, pattern) for pattern in patterns))
+
+
+def small_files(names: Iterable[str], families: Sequence[Family]) -> list[str]:
+    """Names of configurations, tokenizers and licences among those of a folder, weights left out."""
+    weights = {name for family in families for name in family.weight_files}
+    found = matching(names, [*LICENCES, *_patterns(families)])
+    return [name for name in found if name not in weights and not name.endswith(INDEX)]
+
+
+def weight_files(names: Collection[str], family: Family) -> list[str]:
+    """Names of the preferred weights among those of a folder: one file, or all parts and their index.
+
+    Example:
+        >>> from vmfcoop.backbones.open_clip import FAMILY
+        >>> weight_files(["open_clip_pytorch_model.bin", "open_clip_model.safetensors"], FAMILY)
+        ['open_clip_model.safetensors']
+    """
+    for wanted in family.weight_files:
+        if wanted in names and not wanted.endswith(INDEX):
+            return [wanted]
+        index = wanted.removesuffix(INDEX) + INDEX
+        if index in names:
+            stem, _, suffix = wanted.removesuffix(INDEX).rpartition(".")
+            return [index, *sorted(name for name in names if fnmatch(name, f"{stem}-*-of-*.{suffix}"))]
+    return []
+
+
 def hub_folder(
-    repository: str,
-    name: str,
-    families: Sequence[Family],
-    revision: str | None = None,
-    to: Path | None = None,
+    repository: str, name: str, families: Sequence[Family], revision: str | None = None
 ) -> tuple[Path, Family]:
-    """Fetch a hub repository, or take it from the hub's cache.
+    """A hub repository in the hub's local cache; the hub is asked only for what is not there.
 
     Args:
         repository: ``owner/name`` on the hub.
         name: how the user calls the backbone, for the sentence.
         families: that it may be of.
-        revision: commit, tag or branch; default the main branch.
-        to: folder to put the files into; default the hub's cache.
+        revision: commit, tag or branch; default the main branch, as it was when it was cached.
 
     Returns:
         The folder, and the family whose format it has.
 
     Raises:
-        UserError: neither the hub nor its cache can give it, its terms were not accepted, or it is of none of
+        UserError: neither the cache nor the hub can give it, its terms were not accepted, or it is of none of
             the families.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
-    small = sorted({pattern for family in families for pattern in family.small_files})
-    try:
-        found = snapshot_download(repository, revision=revision, allow_patterns=small, local_dir=to)
-        folder = Path(found)
+    cached = cached_folder(repository, families, revision)
+    if cached is not None:
+        return cached
+    small = _patterns(families)
+    with hub_errors_said(repository, name):
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=small))
         family = family_of(folder, families)
-        _fetch_weights(repository, folder, family, revision, to)
-    except GatedRepoError as error:
-        raise UserError(
-            f"'{repository}' is given only to those who accepted its terms: do so at "
-            f"https://huggingface.co/{repository}, then set HF_TOKEN (or run 'hf auth login') and repeat."
-        ) from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(
-            f"The backbone '{name}' ({repository}) is not in the local hub cache and the hub gave no copy; "
-            f"run 'vmfcoop backbones fetch {name} --to FOLDER' on a connected machine, copy the folder here "
-            "and use 'dir:FOLDER'."
-        ) from error
+        # The cache's folder has the commit's name: weights and configurations are to be of one commit.
+        wanted = require_weights(look_up(repository, name, folder.name), family)
+        snapshot_download(repository, revision=folder.name, allow_patterns=[*small, *wanted])
     return folder, family
 
 
-def _fetch_weights(
-    repository: str, folder: Path, family: Family, revision: str | None, to: Path | None
-) -> None:
-    """The preferred weight file that the repository has, or all shards of one."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+def cached_folder(
+    repository: str, families: Sequence[Family], revision: str | None = None
+) -> tuple[Path, Family] | None:
+    """The folder of a repository in the hub's cache and its family, if all that loading needs is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
-    shards = _shards(folder)
-    if any((folder / name).is_file() for name in family.weight_files):
-        return
-    # The files of the cache lie under the commit's own name: the weights are to be of the same commit.
-    commit = revision if to is not None else folder.name
-    if shards:
-        for shard in shards:
-            hf_hub_download(repository, shard, revision=commit, local_dir=to)
-        return
-    absent: EntryNotFoundError | None = None
-    for name in family.weight_files:
-        try:
-            hf_hub_download(repository, name, revision=commit, local_dir=to)
-            return
-        except EntryNotFoundError as error:
-            absent = error
-    if absent is not None:
-        raise absent
+    try:
+        found = snapshot_download(
+            repository, revision=revision, allow_patterns=_patterns(families), local_files_only=True
+        )
+        family = family_of(Path(found), families)
+    except (OSError, UserError, HFValidationError):
+        return None
+    names = [path.name for path in Path(found).iterdir() if path.is_file()]
+    weights = weight_files(names, family)
+    return (Path(found), family) if weights and _is_whole(Path(found), weights) else None
 
 
-def _shards(folder: Path) -> list[str]:
-    index = folder / SHARD_INDEX
-    if not index.is_file():
-        return []
-    return sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+def _patterns(families: Sequence[Family]) -> list[str]:
+    return sorted({pattern for family in families for pattern in family.small_files})
+
+
+def _is_whole(folder: Path, weights: Sequence[str]) -> bool:
+    """Whether all parts are there that an index names."""
+    if not weights[0].endswith(INDEX):
+        return True
+    index = json.loads((folder / weights[0]).read_text(encoding="utf-8"))
+    return set(index.get("weight_map", {}).values()) <= set(weights)
+
+
+def look_up(repository: str, name: str, revision: str | None = None) -> HubRepository:
+    """Ask the hub for the commit and the files of a model repository.
+
+    Args:
+        repository: ``owner/name``.
+        name: how the user calls the backbone, for the sentence.
+        revision: commit, tag or branch; default the main branch.
+
+    Raises:
+        HubUnreachableError: no connection, or HF_HUB_OFFLINE is set.
+        UserError: there is no such repository or revision, or it may not be seen.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors_said(repository, name):
+        info = HfApi().model_info(repository, revision=revision)
+        card = info.card_data
+        licence = str(card.get("license_name") or card.get("license") or "") if card else ""
+        return HubRepository(
+            repository, str(info.sha), tuple(file.rfilename for file in info.siblings or []), licence
+        )
+
+
+def require_weights(repository: HubRepository, family: Family) -> list[str]:
+    """The weights among a repository's files.
+
+    Raises:
+        UserError: it has none that the family reads.
+    """
+    found = weight_files(repository.files, family)
+    if not found:
+        wanted = " or ".join(family.weight_files)
+        raise UserError(f"The repository '{repository.name}' has no weights that can be read: no {wanted}.")
+    return found
+
+
+def remote_file(url: str, file: str) -> Remote:
+    """Where the hub keeps a file now, its size, and its SHA-256 where the hub states one.
+
+    Args:
+        url: address of the file on the hub.
+        file: its name, for messages.
+    """
+    import huggingface_hub as hub
+
+    found = hub.get_hf_file_metadata(url, token=hub.get_token())
+    sha256 = found.etag if found.etag and len(found.etag) == 64 else None
+    same_server = found.location.split("/")[2:3] == url.split("/")[2:3]
+    token = hub.get_token() if same_server else None
+    return Remote(file, found.location, found.size, sha256, None, token, found.commit_hash)
+
+
+@contextmanager
+def hub_errors_said(repository: str, name: str) -> Iterator[None]:
+    """Turn what the hub and its client raise into a sentence with the mend.
+
+    Args:
+        repository: that is asked for.
+        name: how the user calls the backbone.
+
+    Raises:
+        HubUnreachableError: there is no connection.
+        UserError: anything else that the user can mend.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"'{repository}' is given only to those who accepted its terms: do so at {HUB}/{repository}, "
+            "then set HF_TOKEN (or run 'hf auth login') and repeat."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"'{repository}' has no such revision; name a commit, a tag or a branch.") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(
+            f"There is no model repository '{repository}' on the hub that you may see; check the name, or "
+            "set HF_TOKEN if it is a private one."
+        ) from error
+    except Exception as error:
+        raise _mendable(error, repository, name) from error
+
+
+def _mendable(error: Exception, repository: str, name: str) -> Exception:
+    """The sentence for a full disk or a hub out of reach; other errors stay."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return disk_full(Path(error.filename or "of the hub's cache"))
+    # The HTTP client differs between versions of huggingface_hub: requests, httpx or a fork of it.
+    client = type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests"))
+    if not client and not isinstance(error, OSError):
+        return error
+    return HubUnreachableError(
+        f"The backbone '{name}' ({repository}) is not in the local hub cache and the hub gave no copy "
+        f"({first_line(error)}); run 'vmfcoop backbones fetch {name} --to FOLDER' on a connected machine, "
+        "copy the folder here and use 'dir:FOLDER'."
+    )

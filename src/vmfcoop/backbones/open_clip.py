@@ -18,7 +18,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer, text_global_pool
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -130,6 +130,12 @@ class OpenClipEncoder(FrozenEncoder):
         )
         known = int(self._embedding.weight.shape[0])
         super().__init__(model, OpenClipTokenizer(tokenizer, self._text, known), preprocess_cfg, name)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        # The activation is no weight, and open_clip's checkpoints of one shape differ in it.
+        quick = any(isinstance(part, QuickGELU) for part in self._model.modules())
+        return super()._settings | ({"quick_gelu": True} if quick else {})
 
     @property
     def _embedding(self) -> nn.Embedding:
@@ -275,9 +281,14 @@ def load_named(spec: str, name: str | None = None) -> OpenClipEncoder:
     if not pretrained or (pretrained not in tags and not Path(pretrained).is_file()):
         offer = ", ".join(tags) or "none published; give a local checkpoint file"
         raise UserError(f"'open_clip:{spec}' needs weights as 'open_clip:{model_name}/PRETRAINED': {offer}.")
+    published = open_clip.get_pretrained_cfg(model_name, pretrained) or {}
     try:
         model, _, _ = open_clip.create_model_and_transforms(
-            model_name, pretrained=pretrained, force_custom_text=True
+            model_name,
+            pretrained=pretrained,
+            force_custom_text=True,
+            # open_clip only warns where weights were trained with another activation than the name implies.
+            force_quick_gelu=bool(published.get("quick_gelu")),
         )
         tokenizer = open_clip.get_tokenizer(model_name)
     except UnpicklingError as error:

@@ -45,7 +45,7 @@ class Worker:
     """
 
     def __init__(self, recipe: Recipe, out: Path, run: str) -> None:
-        self._materials = Materials(recipe)
+        self._materials = Materials(recipe, workers=0)  # features were computed before the jobs began
         self._folder = BenchFolder(out)
         self._run = run
 

@@ -17,7 +17,8 @@ from vmfcoop.data import Dataset, base_novel_classes, restrict_classes, sample_s
 from vmfcoop.descriptions import DescriptionBank
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation.protocols import Result, base_to_novel, cross_dataset, few_shot
-from vmfcoop.features import DECODERS, CachedEncoder, content_hash
+from vmfcoop.features import CachedEncoder, content_hash
+from vmfcoop.loading import DECODERS
 from vmfcoop.memory import keep_freed_memory
 from vmfcoop.methods import make_method
 from vmfcoop.pipeline import draw_phantoms
@@ -61,21 +62,28 @@ class Materials:
     Args:
         recipe: names them.
         progress: told of drawing and encoding.
+        workers: processes that read images; default as many as pay.
     """
 
-    def __init__(self, recipe: Recipe, progress: ProgressReport = no_progress) -> None:
+    def __init__(
+        self, recipe: Recipe, progress: ProgressReport = no_progress, workers: int | None = None
+    ) -> None:
         self.recipe = recipe
         self.progress = progress
+        self._workers = workers
         self._data: dict[str, LoadedData] = {}
-        self._encoder: tuple[str, CachedEncoder] | None = None
+        self._encoder: tuple[tuple[str, str], CachedEncoder] | None = None
 
-    def encoder(self, spec: str) -> CachedEncoder:
-        """The backbone of a spec; the one before makes room for it."""
-        if self._encoder is None or self._encoder[0] != spec:
+    def encoder(self, spec: str, precision: str | None = None) -> CachedEncoder:
+        """The backbone of a spec, in the recipe's precision or a given one; the one before makes room."""
+        wanted = spec, precision or self.recipe.precision
+        if self._encoder is None or self._encoder[0] != wanted:
             keep_freed_memory()
             self._encoder = None
-            loaded = load_backbone(spec, self.recipe.device)
-            self._encoder = spec, CachedEncoder(loaded, progress=self.progress)
+            loaded = load_backbone(spec, self.recipe.device, wanted[1])
+            stored = self.recipe.cache_precision
+            cached = CachedEncoder(loaded, None, self.progress, stored, self._workers)
+            self._encoder = wanted, cached
         return self._encoder[1]
 
     def forget_encoder(self) -> None:
@@ -106,7 +114,9 @@ class Materials:
             UserError: as the protocols.
         """
         first, seeds = jobs[0], [job.seed for job in jobs]
-        encoder, data = self.encoder(first.backbone), self.data(first.data.name)
+        # Of the job, since what "auto" comes to may differ between machines.
+        encoder = self.encoder(first.backbone, first.precision)
+        data = self.data(first.data.name)
         method = make_method(first.method, first.config)
         of_data = (encoder, data.table, data.bank)
         if first.protocol == "few-shot":

@@ -10,8 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from vmfcoop.backbones.registry import resolve_device
 from vmfcoop.benchmark.materials import LoadedData, Materials
-from vmfcoop.benchmark.processes import cores, one_thread
+from vmfcoop.benchmark.processes import one_thread
 from vmfcoop.benchmark.recipe import ABLATED_METHOD, ABLATION, MethodEntry, Recipe
 from vmfcoop.benchmark.results import BenchFolder, BudgetName, Job, PlannedCell, ProtocolName, Section
 from vmfcoop.data import sample_support
@@ -19,6 +20,7 @@ from vmfcoop.descriptions import TEMPLATE_SOURCE
 from vmfcoop.errors import UserError
 from vmfcoop.evaluation.protocols import MIN_CLASSES, Result, on_budget
 from vmfcoop.features import CachedEncoder
+from vmfcoop.machine import cores
 from vmfcoop.methods import METHODS
 from vmfcoop.methods.prompt import PromptConfig
 from vmfcoop.progress import ProgressReport, no_progress
@@ -75,6 +77,7 @@ class _Point:
         classes = len(data.training_side(protocol).class_names)
         equal = recipe.equal.model_dump()
         method = on_budget(self.row.name, self.row.settings, self.budget, self.shots * classes, **equal)
+        encoder = materials.encoder(self.backbone)
         return Job(
             protocol=protocol,
             method=self.row.name,
@@ -83,10 +86,12 @@ class _Point:
             seed=self.seed,
             views=recipe.views,
             backbone=self.backbone,
-            fingerprint=materials.encoder(self.backbone).fingerprint,
+            fingerprint=encoder.fingerprint,
             data=data.source,
             target=materials.data(self.target).source if self.target else None,
             split=recipe.split,
+            precision=encoder.precision,
+            cache_precision=encoder.cache_precision,
             classes=classes,
         )
 
@@ -118,8 +123,9 @@ def plan(recipe: Recipe, materials: Materials | None = None, progress: ProgressR
         progress: told of drawing and reading, unless materials are given.
 
     Raises:
-        UserError: a backbone or dataset cannot be loaded, or no job is left.
+        UserError: a backbone or dataset cannot be loaded, there is no such device, or no job is left.
     """
+    resolve_device(recipe.device)
     materials = materials or Materials(recipe, progress)
     materials.read_data()
     cells: list[PlannedCell] = []

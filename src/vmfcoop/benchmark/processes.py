@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -13,12 +12,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from vmfcoop.backbones.registry import resolve_device
+from vmfcoop.machine import available_memory, cores
 
 WORKING_MEMORY = 512 * 2**20
 """Bytes a process is given for training on top of what loading and encoding took."""
@@ -155,13 +154,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def default_processes(device: str) -> int:
     """As many as there are cores, and memory for processes as large as this one has been."""
     if resolve_device(device).type != "cpu":
@@ -169,20 +161,6 @@ def default_processes(device: str) -> int:
     free, each = available_memory(), _peak_memory()
     fitting = free // (each + WORKING_MEMORY) if free and each else cores()
     return max(1, min(cores(), fitting))
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, within the limits of the container; None if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no limit ("max"), or another kind of groups
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free
 
 
 def _peak_memory() -> int | None:

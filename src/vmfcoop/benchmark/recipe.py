@@ -176,6 +176,8 @@ class Recipe(_Part):
         ablation_shots: numbers of shots of the ablation.
         cross_dataset: pairs of datasets.
         device: where the towers run.
+        precision: of the towers; ``auto`` is bf16 where the device is built for it.
+        cache_precision: of the features kept on disk.
     """
 
     name: str = "benchmark"
@@ -193,6 +195,8 @@ class Recipe(_Part):
     ablation_shots: list[Shots] = Field(default=[1, 4, 16], min_length=1)
     cross_dataset: list[DatasetPair] = Field(default_factory=list)
     device: str = "cpu"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    cache_precision: Literal["fp32", "fp16"] = "fp32"
 
     @field_validator("data", mode="before")
     @classmethod
@@ -237,8 +241,12 @@ class Recipe(_Part):
         return next(entry for entry in self.data if entry.name == name)
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(path: Path | str, **changes: Any) -> Recipe:
     """Read a recipe from YAML. Relative paths in it count from its folder.
+
+    Args:
+        path: the YAML file.
+        changes: keys that replace the recipe's own, unless None.
 
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown (with the nearest names), or a
@@ -248,7 +256,8 @@ def load_recipe(path: Path | str) -> Recipe:
     content = _read_mapping(path)
     try:
         placed = _with_full_paths(content, path.resolve().parent)
-        return Recipe.model_validate({"name": path.stem, **placed})
+        given = {key: value for key, value in changes.items() if value is not None}
+        return Recipe.model_validate({"name": path.stem, **placed, **given})
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(error)}") from error
     except UserError as error:

@@ -124,6 +124,8 @@ class Job:
         data: what it is fitted on.
         target: the other dataset, in cross-dataset.
         split: whose images it is tested on.
+        precision: of the towers.
+        cache_precision: of the features that it works on.
         classes: number of classes it is fitted on.
     """
 
@@ -138,6 +140,8 @@ class Job:
     data: Source
     target: Source | None = None
     split: str = "test"
+    precision: str = "fp32"
+    cache_precision: str = "fp32"
     classes: int = field(default=0, compare=False)
 
     @cached_property
@@ -155,6 +159,8 @@ class Job:
             "backbone": self.fingerprint,
             "data": sources,
             **({"split": self.split} if self.split != "test" else {}),
+            **({"precision": self.precision} if self.precision != "fp32" else {}),
+            **({"cache_precision": self.cache_precision} if self.cache_precision != "fp32" else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

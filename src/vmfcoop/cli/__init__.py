@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmfcoop.__about__ import __version__
-from vmfcoop.cli import backbones, benchmark, data, descriptions, runs
+from vmfcoop.cli import backbones, benchmark, bundles, data, descriptions, runs
 from vmfcoop.cli.common import USER_ERROR, err, escape
 from vmfcoop.errors import UserError
 
@@ -40,7 +40,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (runs.demo, runs.fit, runs.evaluate, runs.predict, benchmark.benchmark, benchmark.report):
+for command in (
+    runs.demo,
+    runs.fit,
+    runs.evaluate,
+    runs.predict,
+    benchmark.benchmark,
+    benchmark.report,
+    bundles.pack,
+    bundles.unpack,
+):
     app.command()(command)
 for name, commands in (
     ("data", data.group),

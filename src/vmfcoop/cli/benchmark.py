@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vmfcoop.cli.common import SOME_FAILED, Json, err, escape, out, progress_shown
+from vmfcoop.cli.common import SOME_FAILED, Json, StoredPrecision, err, escape, out, progress_shown
 
 
 class Engine(StrEnum):
@@ -31,6 +31,13 @@ def benchmark(
     jobs: Annotated[
         int | None, typer.Option(help="Processes; default as cores and memory allow.", min=1)
     ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default the recipe's.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the towers: fp32, bf16, fp16 or auto; default the recipe's.")
+    ] = None,
+    cache_precision: Annotated[
+        StoredPrecision | None, typer.Option(help="Of cached features; default the recipe's.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the grid and its cost; run nothing.")
     ] = False,
@@ -47,7 +54,9 @@ def benchmark(
     from vmfcoop.benchmark.recipe import load_recipe
     from vmfcoop.reporting.terminal import plan_table
 
-    the_recipe = load_recipe(recipe)
+    the_recipe = load_recipe(
+        recipe, device=device, precision=precision, cache_precision=cache_precision and cache_precision.value
+    )
     place = folder or Path("runs") / the_recipe.name
     if dry_run:
         with progress_shown() as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,14 @@ SOME_FAILED, USER_ERROR = 1, 2
 out = Console()
 err = Console(stderr=True)
 
+
+class StoredPrecision(StrEnum):
+    """Of the numbers that cached features are kept in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
 Backbone = Annotated[
     str,
     typer.Option(
@@ -31,6 +40,20 @@ OtherBackbone = Annotated[
     str | None, typer.Option("--backbone", help="Where the run's backbone lies now; default as recorded.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Of the towers: fp32, as in published results; bf16, faster where the device is built for "
+        "it and of slightly other numbers; fp16, for GPUs (slow on a CPU); auto."
+    ),
+]
+RunPrecision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Of the towers: fp32, bf16, fp16 or auto; default the run's own."),
+]
+CachePrecision = Annotated[
+    StoredPrecision, typer.Option(help="Of cached features; fp16 takes half the disk.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run directory that fit wrote.", show_default=False)]
 

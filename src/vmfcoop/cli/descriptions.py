@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmfcoop.cli.common import SOME_FAILED, USER_ERROR, Device, Json, err, escape, out, progress_shown
+from vmfcoop.cli.common import (
+    SOME_FAILED,
+    USER_ERROR,
+    Device,
+    Json,
+    Precision,
+    err,
+    escape,
+    out,
+    progress_shown,
+)
 from vmfcoop.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,6 +127,7 @@ def show_bank(
     backbone: TextBackbone = None,
     vocabulary_sample: Sample = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Print what a bank says and, with a backbone, how its classes lie on the sphere.
@@ -141,7 +152,7 @@ def show_bank(
         from vmfcoop.descriptions.geometry import as_dict, bank_geometry
 
         with progress_shown() as progress:
-            encoder = _encoder(backbone, device, progress)
+            encoder = _encoder(backbone, device, precision, progress)
             geometry = bank_geometry(found.descriptions, encoder, vocabulary_sample)
         facts |= as_dict(geometry, found.descriptions)
         if not as_json:
@@ -164,6 +175,7 @@ def check_descriptions(
     ] = 0.9,
     backbone: TextBackbone = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Look for faults in a bank: exit code 0 without, 1 with faults.
@@ -178,7 +190,7 @@ def check_descriptions(
     subject = _subject_of_bank(texts, dataset, classes, modality)
     findings = check_bank(texts.descriptions, subject, Rules(min_words, max_words, max_overlap), n)
     if backbone is not None:
-        findings += _findings_on(backbone, device, bank, subject)
+        findings += _findings_on(backbone, device, precision, bank, subject)
     faults = sum(finding.is_fault for finding in findings)
     if as_json:
         facts = {
@@ -206,6 +218,7 @@ def diff_banks(
     backbone: TextBackbone = None,
     vocabulary_sample: Sample = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
     """Compare two banks, sentence by sentence and, with a backbone, on its sphere.
@@ -221,7 +234,7 @@ def diff_banks(
     comparison = None
     if backbone is not None:
         with progress_shown() as progress:
-            encoder = _encoder(backbone, device, progress)
+            encoder = _encoder(backbone, device, precision, progress)
             comparison = compare_geometry(one, other, encoder, vocabulary_sample)
     if as_json:
         facts: dict[str, Any] = {"a": a, "b": b}
@@ -238,13 +251,13 @@ def diff_banks(
     out.print(difference_report(differences, comparison))
 
 
-def _findings_on(backbone: str, device: str, bank: str, subject: Subject) -> list[Finding]:
+def _findings_on(backbone: str, device: str, precision: str, bank: str, subject: Subject) -> list[Finding]:
     """What a backbone adds to a check; nothing, said on stderr, if the bank's faults leave no law to fit."""
     from vmfcoop.descriptions.bank import load_descriptions, spelled_as
     from vmfcoop.descriptions.geometry import backbone_findings, bank_geometry
 
     with progress_shown() as progress:
-        encoder = _encoder(backbone, device, progress)
+        encoder = _encoder(backbone, device, precision, progress)
         try:
             usable = spelled_as(load_descriptions(bank).descriptions, subject.class_names)
             return backbone_findings(bank_geometry(usable, encoder), usable)
@@ -253,11 +266,11 @@ def _findings_on(backbone: str, device: str, bank: str, subject: Subject) -> lis
             return []
 
 
-def _encoder(backbone: str, device: str, progress: ProgressReport) -> CachedEncoder:
+def _encoder(backbone: str, device: str, precision: str, progress: ProgressReport) -> CachedEncoder:
     from vmfcoop.backbones import load_backbone
     from vmfcoop.features import CachedEncoder
 
-    return CachedEncoder(load_backbone(backbone, device), progress=progress)
+    return CachedEncoder(load_backbone(backbone, device, precision), progress=progress)
 
 
 def _names(classes: str) -> tuple[str, ...]:

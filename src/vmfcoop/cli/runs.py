@@ -12,13 +12,17 @@ import typer
 
 from vmfcoop.cli.common import (
     Backbone,
+    CachePrecision,
     ClassName,
     Device,
     Groups,
     Json,
     OtherBackbone,
+    Precision,
     RunFolder,
+    RunPrecision,
     SplitSeed,
+    StoredPrecision,
     TestFraction,
     ValFraction,
     err,
@@ -42,6 +46,7 @@ def demo(
         Path | None, typer.Option("--out", help="Run directory; default runs/demo-DATA, replaced if there.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run directory if it is there.")] = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """The main job in a minute: methods at 1, 4 and 16 shots on drawn images with the embedded CLIP.
@@ -52,7 +57,8 @@ def demo(
     from vmfcoop.reporting.terminal import demo_report
 
     with progress_shown() as progress:
-        result = run_demo(data, run or Path("runs") / f"demo-{data}", overwrite or not run, progress)
+        folder = run or Path("runs") / f"demo-{data}"
+        result = run_demo(data, folder, overwrite or not run, progress, device)
     if as_json:
         print(json.dumps(result.as_json()))
     else:
@@ -103,6 +109,8 @@ def fit(
         typer.Option(help="Of DICOM and NIfTI images: center,width or lung, bone, soft-tissue, brain."),
     ] = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
+    cache_precision: CachePrecision = StoredPrecision.fp32,
     as_json: Json = False,
 ) -> None:
     """Learn a classifier from K images a class and measure it on the test split.
@@ -131,6 +139,8 @@ def fit(
         groups=groups,
         window=window,
         device=device,
+        precision=precision,
+        cache_precision=cache_precision.value,
     )
     folder = run or Path("runs") / f"{Path(data).resolve().stem}-{method}-{shots}shot-seed{seed}"
     with progress_shown() as progress:
@@ -149,7 +159,9 @@ def fit(
         return
     out.print(metrics_table(f"{method}, {shots} shots a class, seed {seed}: test split", done.metrics))
     seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in done.metrics["seconds"].items())
-    out.print(f"Run directory: {folder}\nTime: {seconds}", highlight=False, soft_wrap=True)
+    rate = done.metrics["images_per_second"]
+    encoded = f"\nImages: {rate:.1f} a second, each view counted" if rate else ""
+    out.print(f"Run directory: {folder}\nTime: {seconds}{encoded}", highlight=False, soft_wrap=True)
 
 
 def evaluate(
@@ -161,6 +173,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     backbone: OtherBackbone = None,
     device: Device = "auto",
+    precision: RunPrecision = None,
     as_json: Json = False,
 ) -> None:
     """Measure a run on a split of its own data or of other data.
@@ -171,7 +184,7 @@ def evaluate(
     from vmfcoop.reporting.terminal import metrics_table
 
     with progress_shown() as progress:
-        metrics = evaluate_run(run, data, split, backbone, device, progress)
+        metrics = evaluate_run(run, data, split, backbone, device, precision, progress)
     if as_json:
         print(json.dumps(metrics))
     else:
@@ -187,6 +200,7 @@ def predict(
     ] = None,
     backbone: OtherBackbone = None,
     device: Device = "auto",
+    precision: RunPrecision = None,
     as_json: Json = False,
 ) -> None:
     """Classify images: the most probable class and the probability of every class.
@@ -198,7 +212,7 @@ def predict(
     from vmfcoop.reporting.terminal import predictions_table
 
     with progress_shown() as progress:
-        predictions = predict_images(run, inputs, backbone, device, progress)
+        predictions = predict_images(run, inputs, backbone, device, precision, progress)
     as_object = json.dumps({"run": str(run), "predictions": predictions.rows()})
     if to:
         json_wanted = as_json or format is Format.json or to.suffix == ".json"
