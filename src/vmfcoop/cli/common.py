@@ -32,8 +32,8 @@ class StoredPrecision(StrEnum):
 Backbone = Annotated[
     str,
     typer.Option(
-        help="biomedclip, phantom (embedded), open_clip:MODEL/PRETRAINED, or dir:FOLDER in open_clip's "
-        "hub format."
+        help="A key of `vmfcoop backbones list` (biomedclip, pubmedclip, phantom, ...), hf:REPOSITORY, "
+        "open_clip:MODEL/PRETRAINED or dir:FOLDER."
     ),
 ]
 OtherBackbone = Annotated[

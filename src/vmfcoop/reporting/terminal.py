@@ -131,8 +131,9 @@ Next, your own images (a folder a class) with BiomedCLIP:
       --descriptions lesions.json --out runs/lesions
   vmfcoop predict runs/lesions new-images/ --out predictions.csv
 
-biomedclip comes from the hub at first use; without internet, copy its folder
-and write --backbone dir:/models/biomedclip. Descriptions are optional:
+biomedclip comes from the hub at first use (vmfcoop backbones list shows more);
+without internet, carry it over with vmfcoop backbones fetch and write
+--backbone dir:/models/biomedclip. Descriptions are optional:
 {"class name": ["a sentence", ...], ...}.\
 """
 
