@@ -350,6 +350,110 @@ def test_a_full_disk_leaves_the_old_bundle(
     assert (tmp_path / "b.tar").read_bytes() == before and hidden_ones(tmp_path) == []
 
 
+def test_a_disk_without_links_takes_a_bundle(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick, symlink_to = tmp_path / "stick", Path.symlink_to
+
+    def only_elsewhere(path: Path, *arguments: Any) -> None:
+        if path.is_relative_to(stick):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        symlink_to(path, *arguments)
+
+    monkeypatch.setenv("VMFCOOP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(Path, "symlink_to", only_elsewhere)
+    for name in ("b.tar", "b"):
+        assert pack(origin.run, stick / name, data=True).manifest.data
+    assert hidden_ones(stick) == [] and everything(tmp_path / "home") == {}
+
+
+def test_a_file_that_the_disk_cannot_hold_is_not_a_full_disk(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setenv("VMFCOOP_HOME", str(tmp_path / "home"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        message = refusal(lambda: pack(origin.run, tmp_path / "b.tar"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "larger than its disk allows (4 GB on FAT); name a folder" in message
+    assert not (tmp_path / "b.tar").exists() and hidden_ones(tmp_path) == []
+
+
+def test_a_bundle_does_not_go_into_the_run_that_it_packs(origin: Origin) -> None:
+    before = everything(origin.run)
+    for name in ("b.tar", "b"):
+        assert "lies in the run" in refusal(lambda name=name: pack(origin.run, origin.run / name))
+    assert everything(origin.run) == before and hidden_ones(origin.run) == []
+
+
+def test_a_disks_own_folder_and_the_current_one_are_not_written_as_a_whole(
+    origin: Origin, bundle: Packed, machine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = machine[0] / "disk"
+    disk.mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda place: str(place) in ("/", str(disk)))
+    for place in (disk, Path("/")):
+        assert "is a whole disk; name a folder on it" in refusal(
+            lambda place=place: unpack(bundle.path, place)
+        )
+    assert "is a whole disk" in refusal(lambda: pack(origin.run, disk, replace=True))
+    (machine[0] / "here").mkdir()
+    monkeypatch.chdir(machine[0] / "here")
+    for place in (Path(), Path("..")):
+        assert "is the current folder or holds it" in refusal(lambda place=place: unpack(bundle.path, place))
+    assert {path.name for path in machine[0].rglob("*")} == {"disk", "here"}
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(bundle: Packed, machine: tuple[Path, Path]) -> None:
+    large = machine[0] / "large" / "lesions"
+    large.mkdir(parents=True)
+    (machine[0] / "lesions").symlink_to(large)
+    unpacked = unpack(bundle.path)
+    assert unpacked.folder == large and (machine[0] / "lesions").is_symlink()
+    assert unpack(bundle.path).was_here
+
+
+@pytest.mark.parametrize("names", [("Scan.png", "scan.png"), ("a\\b.png",)])
+def test_names_that_are_not_apart_everywhere_are_refused_while_packing(
+    names: tuple[str, ...], origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMFCOOP_HOME", str(tmp_path / "home"))
+    run = shutil.copytree(origin.run, tmp_path / "run")
+    for name in names:
+        (run / name).write_bytes(b"0")
+    if len(list(run.glob("[Ss]can.png"))) == 1:
+        pytest.skip("this file system does not tell the two names apart")
+    assert "was not packed" in refusal(lambda: pack(run, tmp_path / "b.tar"))
+    assert not (tmp_path / "b.tar").exists() and hidden_ones(tmp_path) == []
+
+
+def test_what_cannot_be_read_is_named(
+    origin: Origin, tmp_path: Path, machine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path_open = shutil.copytree(origin.run, tmp_path / "run"), Path.open
+    folder = pack(run, tmp_path / "b").path
+    (backbone,) = unpack(folder, machine[0] / "first").backbones.values()
+    locked = [run / "history.csv", folder / "run" / "history.csv", folder / MANIFEST]
+    locked.append(backbone / "open_clip_model.safetensors")
+
+    def refuses(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path in locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path_open(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    said = "cannot be read (Permission denied)"
+    assert f"'{locked[0]}' {said}" in refusal(lambda: pack(run, tmp_path / "c.tar"))
+    assert f"'{locked[2]}' {said}" in refusal(lambda: unpack(folder, machine[0] / "second"))
+    assert f"'{locked[3]}' {said}" in refusal(lambda: verify_folder(backbone))
+    del locked[2]
+    assert f"'{locked[1]}' {said}" in refusal(lambda: unpack(folder, machine[0] / "second"))
+    assert not (machine[0] / "second").exists() and hidden_ones(tmp_path, machine[0]) == []
+
+
 # Datasets in every layout.
 
 
@@ -938,6 +1042,13 @@ def test_a_recipe_without_data_says_where_they_must_be(
     shutil.copytree(image_folder, unpacked.folder / "brains")
     entry = load_recipe(unpacked.target).data[0]
     assert entry.dataset().groups is not None and "groups/brains.csv" in packed.manifest.files
+
+
+def test_a_recipes_file_may_have_any_name(machine: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "my 'récipe'.yaml", backbones=["phantom"], data=["phantom-fundus"])
+    unpacked = unpack(pack(recipe, tmp_path / "r.tar").path)
+    assert unpacked.target.name == "my--récipe--.yaml" and unpacked.manifest.title == recipe.name
+    assert load_recipe(unpacked.target).backbones == ["phantom"]
 
 
 def test_a_recipes_single_backbone_may_lie_elsewhere_now(

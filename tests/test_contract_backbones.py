@@ -253,6 +253,36 @@ def test_no_text_or_an_empty_one_is_refused(encoder: FrozenEncoder, texts: list[
         encoder.tokenize(texts)
 
 
+def test_a_text_that_the_tokenizer_reads_nothing_of_is_refused(encoder: FrozenEncoder) -> None:
+    read = []
+    for text in ("...", "!", "\x00", "\u200b", "\ufeff", "\N{BRAIN}", "\u0648\u0631\u0645"):
+        try:
+            # Beside a longer text, so that padding plays no part.
+            ids, mask = encoder.tokenize([text, TEXTS[2]])
+        except UserError as error:
+            assert repr(text) in str(error) and "empty to the tokenizer" in str(error)
+        else:
+            bare, _ = encoder._tokenizer(["", TEXTS[2]])
+            assert not torch.equal(ids[0], bare[0])
+            read.append(text)
+            assert is_unit(encoder.encode_tokens(Tokens(ids, mask)))
+    assert "\N{BRAIN}" in read and len(read) >= 2
+    with pytest.raises(UserError, match=r"'gl\\udce4nzend' is not valid Unicode"):
+        encoder.tokenize(["brain", "gl\udce4nzend"])
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_weights_that_are_no_numbers_give_a_sentence_and_no_feature(
+    tower: str, load: Callable[[], FrozenEncoder]
+) -> None:
+    damaged = load()
+    pixels = some_pixels(damaged)
+    for weight in damaged._model.parameters():
+        weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="fp32 that are no numbers; its weights are damaged"):
+        damaged.encode_texts(TEXTS) if tower == "text" else damaged.encode_images(pixels)
+
+
 def test_attention_is_the_fused_one(encoder: FrozenEncoder) -> None:
     """Nothing that keeps a matrix of attention weights: torch's own kernel everywhere."""
     slow = []

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as vision
 
 from tests.data.test_dicom import write as write_dicom
@@ -267,6 +268,26 @@ def test_daemonic_processes_read_by_threads(images, tmp_path):
     found = here.recv()
     child.join()
     assert np.array_equal(found, CachedEncoder(PlainEncoder(), tmp_path / "b").encode_image_files(images))
+
+
+class EncodesInside(Dataset):
+    """A caller's own dataset, whose workers use the package."""
+
+    def __init__(self, images, folder):
+        self.images, self.folder = images, folder
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, item):
+        return CachedEncoder(PlainEncoder(), self.folder / str(item)).encode_image_files(self.images)
+
+
+@linux
+def test_it_works_inside_the_workers_of_a_caller(images, tmp_path):
+    found = list(DataLoader(EncodesInside(images, tmp_path), batch_size=None, num_workers=2))
+    expected = CachedEncoder(PlainEncoder(), tmp_path / "alone").encode_image_files(images)
+    assert len(found) == 4 and all(torch.equal(features, expected) for features in found)
 
 
 @linux

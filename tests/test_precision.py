@@ -1,9 +1,13 @@
 """The towers' precision and the cache's, from the options to what is recorded and read again."""
 
 import json
+import shutil
+import sqlite3
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.benchmark.conftest import make_recipe as make_recipe
 from tests.test_cli import fit, refused, vmfcoop
@@ -97,6 +101,36 @@ def test_features_of_two_precisions_never_mix(tiny_clip_folder, image_folder, tm
         f"{fingerprint}.sqlite",
         f"{fingerprint}-bf16.sqlite",
     }
+
+
+@pytest.mark.parametrize("tower", ["visual", "text"])
+def test_towers_that_overflow_in_fp16_give_a_sentence_and_nothing_is_kept(
+    tower, tiny_clip_folder, image_folder, tmp_path
+):
+    folder, images = shutil.copytree(tiny_clip_folder, tmp_path / "large"), some_images(image_folder)
+    weights = folder / "open_clip_model.safetensors"
+    key = f"{tower}.transformer.resblocks.0.mlp.c_fc.weight"
+    state = load_file(weights)
+    save_file(state | {key: state[key] * 1e6}, weights)
+
+    def classifier(precision):
+        options = {"views": 1, "device": "cpu", "precision": precision, "cache_dir": tmp_path / "cache"}
+        return FewShotClassifier(f"dir:{folder}", "zero-shot", **options)
+
+    with pytest.raises(UserError, match="features in fp16 that are no numbers; .* --precision fp32"):
+        classifier("fp16").fit(images, [0, 1] * 3).predict_proba(images)
+    for file in (tmp_path / "cache").glob("*.sqlite"):
+        kept = sqlite3.connect(file).execute("SELECT value FROM features").fetchall()
+        assert all(np.isfinite(np.frombuffer(value, np.float32)).all() for (value,) in kept)
+    for precision in ("bf16", "fp32"):
+        found = classifier(precision).fit(images, [0, 1] * 3).predict_proba(images)
+        assert torch.tensor(found).isfinite().all()
+
+
+def test_a_text_of_broken_characters_is_refused_before_the_cache(tiny_clip_folder, tmp_path):
+    encoder = CachedEncoder(load_backbone(f"dir:{tiny_clip_folder}", "cpu"), tmp_path)
+    with pytest.raises(UserError, match="not valid Unicode"):
+        encoder.encode_texts(["brain", "gl\udce4nzend"])
 
 
 def test_rounding_the_weights_changes_the_cache(tiny_clip_folder, image_folder, tmp_path):

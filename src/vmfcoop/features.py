@@ -219,7 +219,7 @@ class CachedEncoder(DualEncoder):
         return self
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        keys = ["text/" + hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        keys = ["text/" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts]
         found = self._cache.get(keys)
         absent = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         if absent or not texts:

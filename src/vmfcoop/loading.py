@@ -89,7 +89,10 @@ class ViewStream(IterableDataset[Loaded | UserError]):
 
     def __iter__(self) -> Iterator[Loaded | UserError]:
         worker = get_worker_info()
-        share, readers = (self._shares[worker.id], 1) if worker else (self._shares[0], DECODERS)
+        if worker is None or worker.dataset is not self:  # a worker may be that of a caller's own loader
+            share, readers = self._shares[0], DECODERS
+        else:
+            share, readers = self._shares[worker.id], 1
         contents: list[str] = []
         pixels: list[Tensor] = []
         fault = None

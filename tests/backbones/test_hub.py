@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from benchmarks.random_checkpoints import write_medclip, write_pmc_clip
 from huggingface_hub import constants
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from tests.backbones.hub_server import COMMIT, OTHER_COMMIT, HubServer, serving
 from tests.conftest import TINY_CLIP_CONFIG
@@ -44,6 +46,7 @@ from vmfcoop.backbones.installed import (
     verify_folder,
 )
 from vmfcoop.backbones.open_clip import OpenClipEncoder
+from vmfcoop.cli import app
 from vmfcoop.data import downloads
 from vmfcoop.errors import UserError
 
@@ -451,6 +454,26 @@ def test_other_files_are_never_replaced(hub: HubServer, tiny_clip_folder: Path, 
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
     fetch_backbone("hf:nobody/clip", tmp_path / "usb")
     assert "holds the backbone 'hf:nobody/clip'" in refusal("biomedclip", to=tmp_path / "usb")
+
+
+def test_the_current_folder_and_a_whole_disk_are_refused_before_any_download(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "is the current folder" in refusal("hf:nobody/clip", to=Path())
+    assert "is a whole disk; name a folder on it" in refusal("hf:nobody/clip", to=Path("/"))
+    assert hub.requests == []
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder(
+    hub: HubServer, tiny_clip_folder: Path, tmp_path: Path
+) -> None:
+    hub.publish("nobody/clip", tiny_clip_folder)
+    place = tmp_path / "ward's stick" / "clip"
+    done = CliRunner().invoke(app, ["backbones", "fetch", "hf:nobody/clip", "--to", str(place)])
+    command = done.stdout.partition("Next: ")[2]
+    assert done.exit_code == 0 and shlex.split(command)[-2:] == ["--backbone", f"dir:{place.resolve()}"]
 
 
 def test_a_failed_replace_leaves_the_old_one(hub: HubServer, tiny_clip_folder: Path) -> None:

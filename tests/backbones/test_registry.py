@@ -90,7 +90,7 @@ def test_the_missing_file_is_named(files: list[str], named: str, bert_copy: Path
 
 
 @pytest.mark.parametrize("file", [CONFIG, "config.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x80"])
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x80", "[" * 99_999, '{"a": ' + "9" * 5000 + "}"])
 def test_a_broken_json_file_is_named(file: str, content: str, bert_copy: Path) -> None:
     (bert_copy / file).write_text(content, encoding="latin-1")
     message = refusal(f"dir:{bert_copy}")
@@ -113,6 +113,76 @@ def test_a_broken_json_file_is_named(file: str, content: str, bert_copy: Path) -
 def test_a_configuration_that_describes_no_clip_is_refused(model_cfg: Any, bert_copy: Path) -> None:
     (bert_copy / CONFIG).write_text(json.dumps({"model_cfg": model_cfg}))
     assert str(bert_copy) in refusal(f"dir:{bert_copy}")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [[1], {"std": [0, 0, 0]}, {"std": "abc"}, {"interpolation": "magic"}, {"mode": "L"}],
+)
+def test_a_preparation_of_images_that_cannot_be_is_refused(settings: Any, bert_copy: Path) -> None:
+    config = json.loads((bert_copy / CONFIG).read_text())
+    (bert_copy / CONFIG).write_text(json.dumps(config | {"preprocess_cfg": settings}))
+    assert f"'preprocess_cfg' in '{bert_copy / CONFIG}'" in refusal(f"dir:{bert_copy}")
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "said"),
+    [
+        ("text_cfg", {"hf_pooler_type": "max_pooler"}, "prompts can be learned"),
+        ("text_cfg", {"tokenizer_kwargs": {"clean": "magic"}}, "magic"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:nobody/tower"}, "from elsewhere"),
+    ],
+)
+def test_towers_that_cannot_be_are_refused(
+    tower: str, change: dict[str, Any], said: str, bert_copy: Path
+) -> None:
+    config = json.loads((bert_copy / CONFIG).read_text())
+    config["model_cfg"][tower] |= change
+    (bert_copy / CONFIG).write_text(json.dumps(config))
+    assert said in refusal(f"dir:{bert_copy}")
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "max_position_embeddings"])
+def test_a_model_far_larger_than_its_weights_is_refused_before_it_is_built(
+    key: str, bert_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((bert_copy / "config.json").read_text())
+    (bert_copy / "config.json").write_text(json.dumps(config | {key: 10**6}))
+    devices = []
+    build = open_clip.CustomTextCLIP
+
+    def noting(**kwargs: Any) -> Any:
+        devices.append(torch.get_default_device().type)
+        return build(**kwargs)
+
+    monkeypatch.setattr(open_clip, "CustomTextCLIP", noting)
+    assert "the two must come from the same model" in refusal(f"dir:{bert_copy}")
+    assert devices == ["meta"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>"]
+)
+def test_what_came_in_place_of_weights_is_told(content: bytes, bert_copy: Path) -> None:
+    (bert_copy / WEIGHTS).unlink()
+    (bert_copy / HUB_WEIGHTS).write_bytes(content)
+    said = "damaged (text, such as an error page or a pointer" if content else "damaged (empty)"
+    assert said in refusal(f"dir:{bert_copy}")
+
+
+@pytest.mark.parametrize("strange", [torch.Tensor.to_sparse, lambda w: w.to("meta"), lambda w: w * 1j])
+def test_weights_that_are_not_plain_are_refused(strange: Callable[..., Any], bert_copy: Path) -> None:
+    state = load_file(bert_copy / WEIGHTS)
+    torch.save({k: strange(v) if v.dim() == 2 else v for k, v in state.items()}, bert_copy / HUB_WEIGHTS)
+    (bert_copy / WEIGHTS).unlink()
+    assert "not a dictionary of named tensors" in refusal(f"dir:{bert_copy}")
+
+
+@pytest.mark.parametrize("scale", [float("nan"), 1000.0])
+def test_a_logit_scale_that_is_no_number_is_refused(scale: float, bert_copy: Path) -> None:
+    state = load_file(bert_copy / WEIGHTS)
+    save_file(state | {"logit_scale": torch.tensor(scale)}, bert_copy / WEIGHTS)
+    assert "logit scale" in refusal(f"dir:{bert_copy}")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, 50_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import string
 import subprocess
@@ -549,6 +550,25 @@ def test_a_broken_json_file_is_refused(file: str, content: str, copy: Callable[[
     assert str(folder / file) in message or ("tokenizer" in file and "tokenizer" in message)
 
 
+@pytest.mark.parametrize("shard", ["../other.bin", "/other.bin", "", [1], None, "absent.bin"])
+def test_an_index_that_names_no_file_of_the_folder_is_refused(
+    shard: Any, copy: Callable[[str], Path]
+) -> None:
+    folder = copy("clip")
+    torch.save({"a": torch.zeros(1)}, folder.parent / "other.bin")
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert f"{WEIGHTS}.index.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "intermediate_size"])
+def test_a_model_far_larger_than_its_weights_is_refused(key: str, copy: Callable[[str], Path]) -> None:
+    folder = copy("clip")
+    shape = json.loads((folder / "config.json").read_text())["text_config"]
+    change_json(folder / "config.json", text_config=shape | {key: 10**6})
+    assert re.search(r"hold [\d,]+ numbers where config.json .* describes a model of", refusal(folder))
+
+
 @pytest.mark.parametrize("kept", [0, 4, 1000, 50_000])
 def test_truncated_weights_are_named(kept: int, copy: Callable[[str], Path]) -> None:
     folder = copy("siglip")
@@ -669,6 +689,8 @@ NOT_DONE: dict[str, dict[str, Any]] = {
     "padding": {"do_pad": True},
     "one mean": {"image_mean": 0.5},
     "two deviations": {"image_std": [0.5, 0.5]},
+    "deviation of none": {"image_std": [0.5, 0.5, 0]},
+    "deviation of no number": {"image_std": [0.5, 0.5, float("nan")]},
     "another processor": {"image_processor_type": "BitImageProcessor"},
     "an unknown processor": {"image_processor_type": "NobodysImageProcessor"},
     "no size": {"size": "large"},

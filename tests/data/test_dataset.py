@@ -522,3 +522,18 @@ def test_folders_that_may_not_be_read(make_images: MakeImages, monkeypatch: pyte
 
 def test_fractions_that_are_no_numbers(make_images: MakeImages) -> None:
     user_error(make_images(*CLASS_FILES), "no partition", test_fraction=float("nan"))
+
+
+def test_a_table_of_whole_paths_is_the_same_however_it_is_named(
+    make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(*CLASS_FILES).resolve()
+    rows = [f"{root / name},{Path(name).parent}" for name in CLASS_FILES]
+    (root / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    named = [load_dataset(root / "table.csv")]
+    monkeypatch.chdir(root.parent)
+    named.append(load_dataset(f"{root.name}/table.csv"))
+    monkeypatch.chdir(root)
+    named.append(load_dataset("table.csv"))
+    assert {data.fingerprint for data in named} == {named[0].fingerprint}
+    assert [data.file(0) for data in named] == [CLASS_FILES[0]] * 3

@@ -1,9 +1,16 @@
 """Prompts: the untrained one is the zero-shot one; trimming and the context are as METHOD says."""
 
+import warnings
+
 import pytest
 import torch
 
+from tests.backbones.instances import write
 from tests.plain_encoder import PlainEncoder
+from vmfcoop.backbones import load_backbone
+from vmfcoop.errors import UserError
+from vmfcoop.methods import make_method
+from vmfcoop.methods.base import Support
 from vmfcoop.methods.prompt import PromptLearner
 
 NAMES = ("nevus", "actinic keratosis", "melanoma")
@@ -70,3 +77,30 @@ def test_copies_are_prompts_of_their_own():
     together = three(contexts)
     for row in range(3):
         assert torch.allclose(together[row], one(contexts[row : row + 1])[0], atol=1e-6)
+
+
+def test_class_names_of_the_same_tokens_are_said(tmp_path):
+    encoder = load_backbone(f"dir:{write('transformers-siglip', tmp_path)}", "cpu")
+    with pytest.warns(UserWarning, match=r"'HER2\+' and 'HER2-' are the same tokens"):
+        PromptLearner(encoder, ["HER2+", "brain", "HER2-"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PromptLearner(encoder, ["HER2 positive", "brain", "HER2 negative"])
+
+
+def test_a_training_that_diverges_is_said(tiny_clip):
+    features = torch.nn.functional.normalize(torch.randn(6, 1, tiny_clip.dim), dim=2)
+    none = torch.empty(0, tiny_clip.dim), torch.empty(0, dtype=torch.int64)
+    support = Support(features, torch.arange(6) % 3, NAMES, (("a lesion",),) * 3, *none)
+    method = make_method("coop", {"learning_rate": 1e38, "epochs": 3})
+    with pytest.raises(UserError, match="diverged"):
+        method.fit(support, tiny_clip)
+
+
+@pytest.mark.filterwarnings("ignore:.* longer than .* tokens")
+@pytest.mark.parametrize("fixture", ["tiny_bert", "tiny_clip"])
+def test_a_context_that_leaves_names_no_room_is_refused(fixture, request):
+    encoder = request.getfixturevalue(fixture)
+    with pytest.raises(UserError, match=f"no room in the {encoder.context_length} tokens"):
+        PromptLearner(encoder, NAMES, "brain " * encoder.context_length)
+    PromptLearner(encoder, NAMES, "brain " * (encoder.context_length // 2))

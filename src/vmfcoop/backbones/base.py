@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vmfcoop.errors import UserError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -108,7 +110,7 @@ class DualEncoder(ABC):
         Texts longer than the context are cut, with a warning that names the first of them.
 
         Raises:
-            UserError: if there is no text, or one is empty.
+            UserError: if there is no text, or one is empty or holds nothing that the tokenizer reads.
         """
 
     @abstractmethod
@@ -150,6 +152,21 @@ class DualEncoder(ABC):
         """
         raise NotImplementedError(f"the backbone '{self.name}' offers no patch activations")
 
+    def finite(self, features: Tensor) -> Tensor:
+        """The features themselves, if all of their numbers are finite.
+
+        Raises:
+            UserError: one is not; damaged weights, or activations beyond what the precision holds.
+        """
+        if bool(features.isfinite().all()):
+            return features
+        mend = (
+            "its weights are damaged, fetch them again"
+            if self.precision == "fp32"
+            else "they overflow there, take --precision fp32"
+        )
+        raise UserError(f"'{self.name}' gives features in {self.precision} that are no numbers; {mend}.")
+
     @torch.no_grad()
     def encode_tokens(self, tokens: Tokens, batch_size: int = 256) -> Tensor:
         """Tokens of n texts -> unit text features ``(n, d)``, float32, without gradient.
@@ -165,7 +182,7 @@ class DualEncoder(ABC):
             ids = tokens.ids[rows, :longest].to(self.device)
             mask = tokens.mask[rows, :longest].to(self.device)
             features[rows] = self.encode_embeddings(self.token_embeddings(ids), mask).float().cpu()
-        return features
+        return self.finite(features)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> unit text features ``(n, d)``, float32, on the CPU, without gradient."""

@@ -15,6 +15,7 @@ from vmfcoop.backbones.installed import (
     backbone_home,
     installed_folder,
     manifest_of,
+    new_place,
     one_at_a_time,
     put_in_place,
     read_manifest,
@@ -52,11 +53,11 @@ def fetch_backbone(
 
     Raises:
         UserError: the spec is unknown or not one to fetch; no network; the hub refuses, or its terms are to
-            be accepted first; a checksum differs; the files are of no family; another folder is there; or the
-            disk is full.
+            be accepted first; a checksum differs; the files are of no family; another folder is there, or
+            ``to`` is a whole disk or the current folder; or the disk is full.
     """
     source = find_source(spec)
-    place = (backbone_home(spec) if to is None else to.expanduser()).resolve()
+    place = backbone_home(spec).resolve() if to is None else new_place(to)
     with one_at_a_time(place, progress), full_disk_is_said(place.parent):
         if not replace and _is_fetched(place, spec, revision):
             return place

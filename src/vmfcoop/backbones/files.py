@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from vmfcoop.errors import UserError
 
+_TORCH_MARKS = (b"PK", b"\x80")  # a zip archive, or the pickle protocol of torch before 1.6
+_BUFFERS = 10**7
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
 
@@ -73,8 +75,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not valid JSON ({error}); fetch the file again.") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, not UTF-8, a number or a nesting too long to read
+        raise UserError(f"'{path}' is not valid JSON ({first_line(error)}); fetch the file again.") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is not a JSON object; fetch the file again.")
     return content
@@ -90,11 +95,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     state: Any = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(_is_plain(value) for value in state.values()):
         raise UserError(f"The weights '{path}' are not a dictionary of named tensors.")
     if all(name.startswith("module.") for name in state):  # saved by a training on several devices
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state  # type: ignore[no-any-return]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers, not sparse, quantised or without content."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_complex() or value.is_quantized or value.is_meta)
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -110,6 +124,11 @@ def read_torch(path: Path) -> Any:
     Raises:
         UserError: the file is damaged, or holds more than tensors; nothing in it is ever executed.
     """
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if not start.startswith(_TORCH_MARKS):
+        text = "text, such as an error page or a pointer to the file" if start.isascii() else "no torch file"
+        raise _damaged(path, ValueError(text if start else "empty"))
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -128,6 +147,31 @@ def _numpy_scalars() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     made_of = [scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     return [*made_of, (scalar, "numpy.core.multiarray.scalar")]  # its name in files of numpy before 2
+
+
+def refuse_larger(
+    build: Callable[[], nn.Module], state: Mapping[str, Tensor], path: Path, described_by: str
+) -> None:
+    """Refuse a model that is far larger than its weights, before it is given any memory.
+
+    Args:
+        build: makes the model; done here on torch's meta device.
+        state: its weights.
+        path: where they come from, for the sentence.
+        described_by: what gave the model its shape, for the sentence.
+
+    Raises:
+        UserError: it has more than twice the numbers of the weights (constant buffers are not among them).
+    """
+    with torch.device("meta"):
+        model = build()
+    described = sum(part.numel() for part in (*model.parameters(), *model.buffers()))
+    held = sum(part.numel() for part in state.values())
+    if described > 2 * held + _BUFFERS:
+        raise UserError(
+            f"The weights '{path}' hold {held:,} numbers where {described_by} describes a model of "
+            f"{described:,}; the two must come from the same model."
+        )
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path, described_by: str) -> None:

@@ -64,8 +64,11 @@ class FrozenEncoder(DualEncoder):
         size = preprocessing.size
         self.image_size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.logit_scale = float(self._model.logit_scale.exp()) if logit_scale is None else logit_scale
+        if not 0 < self.logit_scale < math.inf:
+            raise UserError(f"The logit scale of '{name}' is {self.logit_scale}; its weights are damaged.")
         tokens = tokenizer(["a"])
-        self.dim = int(self.encode_embeddings(self.token_embeddings(tokens.ids), tokens.mask).shape[1])
+        text = self.encode_embeddings(self.token_embeddings(tokens.ids), tokens.mask)
+        self.dim = int(self.finite(text).shape[1])
 
     @property
     @abstractmethod
@@ -119,7 +122,7 @@ class FrozenEncoder(DualEncoder):
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         features = self._image_features(pixels.to(self.device, DTYPES[self.precision]))
-        return normalize(features.float(), dim=-1).cpu()
+        return self.finite(normalize(features.float(), dim=-1).cpu())
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         if isinstance(texts, str) or not texts:
@@ -127,9 +130,22 @@ class FrozenEncoder(DualEncoder):
         for position, text in enumerate(texts):
             if not text.strip():
                 raise UserError(f"Text {position} of {len(texts)} is empty; an empty text has no direction.")
-        tokens = self._tokenizer(texts)
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(f"The text {text!a} is not valid Unicode; name it in other characters.")
+        tokens = self._with_words(texts)
         self._warn_of_cut(texts, self._tokenizer.cut(texts, tokens))
         return Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device))
+
+    def _with_words(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of texts, of which none may be what an empty one is: SigLIP reads no punctuation."""
+        ids, mask = self._tokenizer(["", *texts])
+        bare = (ids[1:] == ids[0]).all(dim=1).nonzero().flatten().tolist()
+        if bare:
+            raise UserError(
+                f"The text {texts[bare[0]]!r} is empty to the tokenizer of '{self.name}', which reads none "
+                "of its characters; name it in words."
+            )
+        return Tokens(ids[1:], mask[1:])
 
     def _warn_of_cut(self, texts: Sequence[str], cut: Sequence[int]) -> None:
         if not cut:
@@ -150,7 +166,9 @@ class FrozenEncoder(DualEncoder):
         if self._reads_padding:
             embeddings, mask = self._filled_up(embeddings, mask)
         features = self._text_features(embeddings.to(DTYPES[self.precision]), mask)
-        return normalize(features.float(), dim=-1)
+        unit = normalize(features.float(), dim=-1)
+        # Contexts are learned through here: in fp16 a step may leave its range, which ends at 65504.
+        return self.finite(unit) if self.precision == "fp16" else unit
 
     def _filled_up(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Each text followed by the padding's embedding up to the context length, all of it real."""

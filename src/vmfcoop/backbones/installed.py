@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -30,6 +31,19 @@ FORMAT = 1
 """Of manifests of backbones; readers refuse a higher one."""
 
 
+@contextmanager
+def unreadable_is_said(path: Path) -> Iterator[None]:
+    """Name the file that cannot be read, so that no place to write to is taken for it.
+
+    Raises:
+        UserError: naming it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); see to its permissions.") from error
+
+
 class FileRecord(BaseModel):
     """What a file must be.
 
@@ -46,7 +60,8 @@ class FileRecord(BaseModel):
     @classmethod
     def of(cls, path: Path, progress: ProgressReport = no_progress) -> FileRecord:
         """The record of a file as it is."""
-        return cls(sha256=checksum(path, progress=progress), bytes=path.stat().st_size)
+        with unreadable_is_said(path):
+            return cls(sha256=checksum(path, progress=progress), bytes=path.stat().st_size)
 
 
 class BackboneManifest(BaseModel):
@@ -247,7 +262,7 @@ def verify_folder(folder: Path, progress: ProgressReport = no_progress) -> Backb
             raise UserError(
                 f"'{path}' was changed: it has {size} bytes, its manifest {record.bytes}; {mend}."
             )
-        if checksum(path, progress=progress) != record.sha256:
+        if FileRecord.of(path, progress) != record:
             raise UserError(f"'{path}' was changed: its SHA-256 is not that of its manifest; {mend}.")
     # A loader prefers one name of weights to another, so a file put beside them can take their place.
     further = sorted(set(visible_names(folder)) - set(manifest.files) - {MANIFEST})
@@ -263,6 +278,27 @@ def visible_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
 
 
+def new_place(folder: Path) -> Path:
+    """The full path of a folder that is to be written as a whole, links followed.
+
+    Such a folder is renamed to its place, and sets aside an empty one that is there.
+
+    Raises:
+        UserError: it is a disk's own folder, which cannot be renamed, or a shell may be in it.
+    """
+    place = folder.expanduser().resolve()
+    if os.path.ismount(place):
+        raise UserError(f"'{place}' is a whole disk; name a folder on it, such as '{place / 'NAME'}'.")
+    if Path.cwd().is_relative_to(place):
+        raise UserError(f"'{place}' is the current folder or holds it; name a new folder.")
+    return place
+
+
+def tag_of(place: Path) -> str:
+    """A name for a place, to keep what belongs to it below ``VMFCOOP_HOME``."""
+    return hashlib.sha256(str(place.absolute()).encode()).hexdigest()[:16]
+
+
 @contextmanager
 def one_at_a_time(place: Path, progress: ProgressReport = no_progress) -> Iterator[None]:
     """Keep other processes from writing the same folder meanwhile; a process that dies lets go.
@@ -275,7 +311,7 @@ def one_at_a_time(place: Path, progress: ProgressReport = no_progress) -> Iterat
     locks = home() / "locks"
     with full_disk_is_said(locks):
         locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{hashlib.sha256(str(place.absolute()).encode()).hexdigest()[:16]}.lock")
+        lock = FileLock(locks / f"{tag_of(place)}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -14,11 +14,12 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.hf_model import HFTextEncoder
+from open_clip.hf_model import HFTextEncoder, MaxPooler
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer, text_global_pool
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from vmfcoop.backbones.files import (
     load_state,
     read_json,
     read_weights,
+    refuse_larger,
     require,
     require_tokenizer,
 )
@@ -229,11 +231,28 @@ def load_folder(folder: Path, name: str | None = None) -> OpenClipEncoder:
     weights = find_weights(folder, WEIGHT_FILES)
     with _local_text_config(folder, model_cfg["text_cfg"]) as text_cfg:
         tokenizer = _build_tokenizer(folder, model_cfg["text_cfg"])
-        model = _build_model({**model_cfg, "text_cfg": text_cfg}, folder)
-    _load_weights(model, weights)
-    settings = merge_preprocess_dict(PreprocessCfg(), config.get("preprocess_cfg", {}))
-    preprocess = PreprocessCfg(**{**settings, "size": model.visual.image_size})
-    return OpenClipEncoder(model, tokenizer, preprocess, name or f"dir:{folder}")
+        model_cfg = {**model_cfg, "text_cfg": text_cfg}
+        state = _read_state(weights)
+        described_by = f"{CONFIG_FILE} beside them"
+        refuse_larger(lambda: _build_model(model_cfg, folder), state, weights, described_by)
+        model = _build_model(model_cfg, folder)
+    load_state(model, state, weights, described_by)
+    preprocessing = _preprocessing(config.get("preprocess_cfg"), model.visual.image_size, folder)
+    return OpenClipEncoder(model, tokenizer, preprocessing, name or f"dir:{folder}")
+
+
+def _preprocessing(settings: Any, size: Any, folder: Path) -> PreprocessCfg:
+    """How images are prepared, for a tower of a size."""
+    try:
+        merged = merge_preprocess_dict(PreprocessCfg(), settings or {})
+        preprocessing = PreprocessCfg(**{**merged, "size": size})
+        image_transform_v2(preprocessing, is_train=False)(Image.new("RGB", (8, 8)))
+    except Exception as error:  # open_clip asserts some settings, and passes others on to torchvision
+        raise UserError(
+            f"open_clip cannot prepare images as 'preprocess_cfg' in '{folder / CONFIG_FILE}' says "
+            f"({first_line(error)})."
+        ) from error
+    return preprocessing
 
 
 def checkpoint_config(
@@ -304,7 +323,9 @@ def load_named(spec: str, name: str | None = None) -> OpenClipEncoder:
 def _text_tower(model: nn.Module) -> Any:
     """The module that holds the text tower, if it is of a kind that prompts can be learned for."""
     tower = getattr(model, "text", None)
-    if isinstance(tower, HFTextEncoder) or (isinstance(tower, TextTransformer) and tower.cls_emb is None):
+    if (isinstance(tower, HFTextEncoder) and not isinstance(tower.pooler, MaxPooler)) or (
+        isinstance(tower, TextTransformer) and tower.cls_emb is None
+    ):
         return tower
     raise UserError(f"The text tower of {type(model).__name__} is not one that prompts can be learned for.")
 
@@ -326,9 +347,13 @@ def _build_model(model_cfg: dict[str, Any], folder: Path) -> Any:
     kwargs["vision_cfg"] = {**model_cfg["vision_cfg"], "timm_model_pretrained": False}
     if "multimodal_cfg" in kwargs:
         raise UserError(f"'{folder}' holds a CoCa model; only dual encoders are supported.")
+    if ":" in str(kwargs["vision_cfg"].get("timm_model_name")):
+        raise UserError(
+            f"'{folder / CONFIG_FILE}' takes its image tower's shape from elsewhere, not by name."
+        )
     try:
         return open_clip.CustomTextCLIP(**kwargs)
-    except (TypeError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # what a strange configuration runs into differs from module to module
         raise UserError(
             f"open_clip cannot build what '{folder / CONFIG_FILE}' describes ({first_line(error)})."
         ) from error
@@ -362,24 +387,27 @@ def _hf_config(folder: Path, hf_model_name: str) -> dict[str, Any]:
 
 
 def _build_tokenizer(folder: Path, text_cfg: dict[str, Any]) -> Any:
-    settings = {**text_cfg.get("tokenizer_kwargs", {}), "context_length": text_cfg.get("context_length", 77)}
-    if not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("hf_model_name"):
-        return open_clip.SimpleTokenizer(**settings)
-    require_tokenizer(folder)
+    length = text_cfg.get("context_length", 77)
+    settings = {**(text_cfg.get("tokenizer_kwargs") or {}), "context_length": length}
+    own = not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("hf_model_name")
+    if not own:
+        require_tokenizer(folder)
     try:
+        if own:
+            return open_clip.SimpleTokenizer(**settings)
         mode = text_cfg.get("tokenizer_mode")
         return HFTokenizer(str(folder), tokenizer_mode=mode, local_files_only=True, **settings)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
         raise UserError(f"The tokenizer files in '{folder}' cannot be read ({first_line(error)}).") from error
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors under the names that a model with a text tower of its own gives them."""
     state = read_weights(path)
     if "text_projection" in state or "transformer.resblocks.0.ln_1.weight" in state:
         state = open_clip.model.convert_to_custom_text_state_dict(state)
     # UniMed-CLIP's fork of open_clip calls the text tower so.
-    state = {re.sub(r"^text_encoder\.", "text.", name): value for name, value in state.items()}
-    load_state(model, state, path, f"{CONFIG_FILE} beside them")
+    return {re.sub(r"^text_encoder\.", "text.", name): value for name, value in state.items()}
 
 
 FAMILY = Family(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from vmfcoop.backbones.files import (
     misfit,
     read_json,
     read_weights,
+    refuse_larger,
     require,
     require_tokenizer,
 )
@@ -293,11 +295,11 @@ def _state(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(SHARD_INDEX):
         return read_weights(path)
     index = read_json(path).get("weight_map")
-    shards = set(index.values()) if isinstance(index, dict) else set()
-    if not shards or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shards):
+    shards = list(index.values()) if isinstance(index, dict) else []
+    if not shards or not all(isinstance(shard, str) and Path(shard).name == shard != "" for shard in shards):
         raise UserError(f"'{path}' names no weight files of its own folder; fetch it again.")
     state: dict[str, Tensor] = {}
-    for shard in sorted(shards):
+    for shard in sorted(set(shards)):
         state |= read_weights(require(path.parent, shard, f"whole ({path.name} names that file)"))
     return state
 
@@ -307,6 +309,7 @@ def _model(kind: Kind, config: Any, state: dict[str, Tensor], path: Path) -> Any
     model_class = getattr(transformers, kind.model)
     attention = {"attn_implementation": "sdpa"} if model_class._supports_sdpa else {}
     try:
+        refuse_larger(lambda: model_class(config), state, path, f"{CONFIG_FILE} beside them")
         model, found = model_class.from_pretrained(
             None,
             config=config,
@@ -316,6 +319,8 @@ def _model(kind: Kind, config: Any, state: dict[str, Tensor], path: Path) -> Any
             ignore_mismatched_sizes=True,
             **attention,
         )
+    except UserError:
+        raise
     except Exception as error:  # what a strange configuration runs into differs from module to module
         raise UserError(
             f"transformers cannot build what '{path.parent / CONFIG_FILE}' describes ({first_line(error)})."
@@ -457,7 +462,8 @@ def _three_numbers(settings: dict[str, Any], key: str, path: Path) -> tuple[floa
     if (
         isinstance(values, list | tuple)
         and len(values) == 3
-        and all(isinstance(v, int | float) for v in values)
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        and (key != "image_std" or min(values) > 0)
     ):
         return tuple(float(value) for value in values)
     raise _not_expressible(path, f"{key} = {values}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import shutil
 import tarfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, cast
 
-from vmfcoop.backbones.installed import FileRecord, put_in_place
+from vmfcoop.backbones.installed import FileRecord, put_in_place, unreadable_is_said
 from vmfcoop.bundle.manifest import MANIFEST, BundleManifest, parse_manifest
 from vmfcoop.errors import UserError
 from vmfcoop.files import full_disk_is_said
@@ -60,10 +61,14 @@ def write_bundle(
         SHA-256 of the tar; None of a folder.
 
     Raises:
-        UserError: the disk is full, or a file changed since its checksum was taken.
+        UserError: the names of two files are one on some systems; the disk is full or cannot hold so large a
+            file; or a file changed since its checksum was taken.
     """
+    fault = _fault_of(contents)
+    if fault is not None:
+        raise UserError(f"{to.name} was not packed: {fault}; rename what is so called.")
     everything = {MANIFEST: manifest.as_text().encode(), **dict(sorted(contents.items()))}
-    with full_disk_is_said(to.parent):
+    with full_disk_is_said(to.parent), _large_file_is_said(to):
         if to.suffix == ".tar":
             digest = _write_tar(scratch / to.name, manifest, everything, progress)
             (scratch / to.name).replace(to)
@@ -71,6 +76,19 @@ def write_bundle(
         _write_folder(scratch / to.name, manifest, everything, progress)
         put_in_place(scratch / to.name, to)
         return None
+
+
+@contextmanager
+def _large_file_is_said(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise UserError(
+            f"A file of '{to}' would be larger than its disk allows (4 GB on FAT); name a folder in place "
+            "of a .tar, or another disk."
+        ) from error
 
 
 def _write_tar(
@@ -122,7 +140,10 @@ def _size(source: Content) -> int:
 
 
 def _opened(source: Content) -> IO[bytes]:
-    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    with unreadable_is_said(source):
+        return source.open("rb")
 
 
 def records_of(
@@ -244,9 +265,9 @@ class _Folder:
         path = folder / MANIFEST
         if not path.is_file():
             raise UserError(f"'{folder}' is no bundle: it has no {MANIFEST}; give one that 'pack' wrote.")
-        self.manifest = parse_manifest(path.read_bytes(), str(folder))
-        for name in self.manifest.files:
-            _safe_name(str(folder), name)
+        with _opened(path) as stream:
+            self.manifest = parse_manifest(stream.read(), str(folder))
+        _require_safe(str(folder), self.manifest.files)
         _check_files(str(folder), dict(self._sizes()), self.manifest)
 
     def _sizes(self) -> Iterator[tuple[str, int]]:
@@ -259,7 +280,7 @@ class _Folder:
                 yield name, path.stat().st_size
 
     def open(self, name: str) -> IO[bytes]:
-        return (self._folder / name).open("rb")
+        return _opened(self._folder / name)
 
 
 class _CarefulFile:
@@ -284,29 +305,47 @@ def _check_files(name: str, sizes: Mapping[str, int], manifest: BundleManifest) 
     absent = sorted(set(manifest.files) - set(sizes))
     if absent:
         raise _damaged(name, f"{len(absent)} of {len(manifest.files)} files are missing, first {absent[0]!r}")
-    seen: dict[str, str] = {}
     for file, record in manifest.files.items():
-        folded = unicodedata.normalize("NFC", str(_safe_name(name, file))).casefold()
-        if seen.setdefault(folded, file) != file:
-            raise _refused(name, f"{seen[folded]!r} and {file!r} in it are names of one file")
         if sizes[file] != record.bytes:
             raise _damaged(name, f"{file!r} has {sizes[file]} bytes and not {record.bytes}")
-    for file in manifest.files:
-        for parent in PurePosixPath(file).parents:
-            if unicodedata.normalize("NFC", str(parent)).casefold() in seen:
-                raise _refused(name, f"{str(parent)!r} in it is both a file and a folder")
+    _require_safe(name, manifest.files)
 
 
-def _safe_name(bundle: str, name: str) -> PurePosixPath:
-    """A path in a bundle that stays in its folder on every system."""
+def _require_safe(bundle: str, names: Iterable[str]) -> None:
+    fault = _fault_of(names)
+    if fault is not None:
+        raise _refused(bundle, fault)
+
+
+def _fault_of(names: Iterable[str]) -> str | None:
+    """Why files of these paths cannot be side by side in a folder on every system; None if they can."""
+    seen: dict[str, str] = {}
+    for name in names:
+        fault = _fault_of_name(name)
+        if fault is not None:
+            return fault
+        if seen.setdefault(_folded(name), name) != name:
+            return f"{seen[_folded(name)]!r} and {name!r} in it are names of one file on some systems"
+    for name in seen.values():
+        for parent in PurePosixPath(name).parents:
+            if _folded(str(parent)) in seen:
+                return f"{str(parent)!r} in it is both a file and a folder"
+    return None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _fault_of_name(name: str) -> str | None:
     path = PurePosixPath(name)
     odd = any(ord(letter) < 32 for letter in name) or "\\" in name or str(path) != name
     drive = len(name) > 1 and name[1] == ":"
     if odd or drive or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise _refused(bundle, f"it holds the path {name!r}, which leads out of its folder")
+        return f"it holds the path {name!r}, which leads out of its folder on some systems"
     if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in path.parts):
-        raise _refused(bundle, f"it holds a name that is too long, {name[:60]!r}…")
-    return path
+        return f"it holds a name that is too long, {name[:60]!r}…"
+    return None
 
 
 def extract(reader: Reader, places: Mapping[str, Path], progress: ProgressReport = no_progress) -> None:

@@ -15,7 +15,14 @@ import yaml
 from vmfcoop.__about__ import __version__
 from vmfcoop.backbones import load_backbone
 from vmfcoop.backbones.catalogue import catalogue
-from vmfcoop.backbones.installed import clean_folder, folder_name, one_at_a_time, recorded_spec
+from vmfcoop.backbones.installed import (
+    clean_folder,
+    folder_name,
+    new_place,
+    one_at_a_time,
+    recorded_spec,
+    tag_of,
+)
 from vmfcoop.benchmark.recipe import DataEntry, load_recipe
 from vmfcoop.bundle.archive import Content, records_of, write_bundle
 from vmfcoop.bundle.backbones import collect_backbone
@@ -27,6 +34,7 @@ from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.descriptions import TEMPLATE_SOURCE, DescriptionBank, load_descriptions, packaged_descriptions
 from vmfcoop.descriptions.bank import packaged_keys
 from vmfcoop.errors import UserError
+from vmfcoop.files import home
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.run import RECORD, Run, read_run
 
@@ -132,11 +140,17 @@ def pack(
         progress: told of bytes.
 
     Raises:
-        UserError: there is nothing to pack, a part is missing or changed since the fit, or the disk is full.
+        UserError: there is nothing to pack, a part is missing or changed since the fit, something else is
+            where the bundle would go, or the disk is full.
     """
-    what, to = what.expanduser(), to.expanduser().absolute()
-    _check_target(to, replace)
-    with one_at_a_time(to, progress), clean_folder(to.with_name(f".{to.name}.pack")) as scratch:
+    what, to = what.expanduser(), _full_target(to)
+    _check_target(what, to, replace)
+    # Disks to carry, FAT ones above all, often have no links, so those are made in the home.
+    with (
+        one_at_a_time(to, progress),
+        clean_folder(home() / "pack" / tag_of(to)) as scratch,
+        clean_folder(to.with_name(f".{to.name}.pack")) as stage,
+    ):
         if (what / RECORD).is_file():
             parts = _pack_run(what, data, backbone, scratch, progress)
         elif what.is_file():
@@ -156,11 +170,18 @@ def pack(
             descriptions=tuple(parts.descriptions),
             files=records_of(parts.contents, progress),
         )
-        digest = write_bundle(to, manifest, parts.contents, scratch, progress)
+        digest = write_bundle(to, manifest, parts.contents, stage, progress)
     return Packed(to, digest, manifest, tuple(parts.remarks))
 
 
-def _check_target(to: Path, replace: bool) -> None:
+def _full_target(to: Path) -> Path:
+    to = to.expanduser()
+    return to.parent.resolve() / to.name if to.suffix == ".tar" else new_place(to)
+
+
+def _check_target(what: Path, to: Path, replace: bool) -> None:
+    if (what / RECORD).is_file() and to.is_relative_to(what.resolve()):
+        raise UserError(f"'{to}' lies in the run that is to be packed; choose another --to.")
     if to.suffix.lower() in (".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip", ".7z"):
         raise UserError(f"'{to}' would be compressed, and weights do not compress; name a .tar or a folder.")
     if to.exists() and not replace:
@@ -257,7 +278,7 @@ def _pack_recipe(
 ) -> _Parts:
     recipe = load_recipe(path)
     content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    name = f"{path.stem}.yaml"
+    name = f"{folder_name(path.stem)}.yaml"
     parts = _Parts("recipe", name, path.name, scratch, progress)
     specs = recipe.backbones
     if backbone is not None:

@@ -11,6 +11,7 @@ from vmfcoop.backbones.installed import (
     FileRecord,
     backbones_folder,
     clean_folder,
+    new_place,
     one_at_a_time,
     put_in_place,
     read_manifest,
@@ -96,9 +97,9 @@ def unpack(
 
 
 def _folder_for(bundle: Path, to: Path | None) -> Path:
-    name = bundle.stem if bundle.suffix == ".tar" else bundle.name
-    folder = (Path(name) if to is None else to.expanduser()).absolute()
-    if folder == bundle:
+    name = bundle.name if bundle.is_dir() else bundle.stem
+    folder = new_place(Path(name) if to is None else to)
+    if folder == bundle.resolve():
         raise UserError(f"'{bundle}' is the bundle itself; name another folder with --to.")
     return folder
 

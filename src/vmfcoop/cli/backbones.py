@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,7 +86,8 @@ def fetch_backbone(
     for name in manifest.files:
         if name.upper().startswith(("LICEN", "NOTICE")):
             out.print(f"  Text of the licence: {place / name}", soft_wrap=True, highlight=False, markup=False)
-    out.print(f"Next: vmfcoop fit DATA --backbone {spec}", soft_wrap=True, highlight=False, markup=False)
+    command = f"vmfcoop fit DATA --backbone {shlex.quote(spec)}"
+    out.print(f"Next: {command}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _say_terms(backbone: str) -> None:

@@ -124,7 +124,9 @@ class Dataset:
     def file(self, row: int) -> str:
         """Path of a row's image from ``root``, or the whole path of one that lies elsewhere."""
         path = self.paths[row]
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        # A table named by a relative path may list whole ones; however it is named, it is one table.
+        root = self.root.absolute() if path.is_absolute() else self.root
+        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def load_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vmfcoop.backbones.base import DualEncoder
+from vmfcoop.backbones.base import DualEncoder, Tokens
 from vmfcoop.errors import UserError
 from vmfcoop.methods.base import Fitted, History, Method, Support
 from vmfcoop.progress import ProgressReport, no_progress
@@ -48,7 +49,7 @@ class PromptLearner(nn.Module):
         context: learned, shape ``(S, M, w)``, or ``(S, C, M, w)`` if class-specific.
 
     Raises:
-        UserError: the initial words are cut by the tower's context length.
+        UserError: the initial words keep no token of their own, or leave the class names none.
     """
 
     def __init__(
@@ -72,6 +73,12 @@ class PromptLearner(nn.Module):
         length = int(agree.sum()) - begin
         if length < 1:
             raise UserError(f"The context '{context_init}' leaves no token of its own; use other words.")
+        if begin + length >= tokens.ids.shape[1] - 1:
+            raise UserError(
+                f"The context '{context_init[:60]}' leaves names no room in the {encoder.context_length} "
+                f"tokens that '{encoder.name}' reads; use fewer words, and names that it reads."
+            )
+        _warn_of_twins(class_names, tokens, encoder)
         embeddings = encoder.token_embeddings(tokens.ids).detach().float()
         start = embeddings[0, begin : begin + length]
         shape = (copies, len(class_names)) if class_specific else (copies,)
@@ -98,6 +105,20 @@ class PromptLearner(nn.Module):
             prompts = prompts.gather(2, index.expand(copies, -1, -1, prompts.shape[3]))
         features = self._encoder.encode_embeddings(prompts.flatten(0, 1), self._mask.repeat(copies, 1))
         return features.reshape(copies, classes, self._encoder.dim)
+
+
+def _warn_of_twins(class_names: Sequence[str], tokens: Tokens, encoder: DualEncoder) -> None:
+    """Say which class names are the same tokens: "HER2+" and "HER2-", where punctuation is dropped."""
+    first: dict[tuple[int, ...], str] = {}
+    for name, ids, mask in zip(class_names, tokens.ids.tolist(), tokens.mask.tolist(), strict=True):
+        twin = first.setdefault((*ids, *mask), name)
+        if twin != name:
+            warnings.warn(
+                f"The classes '{twin}' and '{name}' are the same tokens to '{encoder.name}', so that their "
+                "prompts cannot be told apart; give them names of other words.",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _reordered(
@@ -256,7 +277,10 @@ class PromptMethod(Method[PromptConfigT], Generic[PromptConfigT]):
     ) -> PromptClassifier:
         context = prompts.context[row : row + 1].detach()
         # A tower of its own batch, so that the embeddings do not depend on how many seeds trained together.
-        state = {"class_embeddings": prompts(context)[0], "context": context[0], **extra}
+        embeddings = prompts(context)[0]
+        if not embeddings.isfinite().all():
+            raise UserError("The training diverged, its prompts are no numbers; set a lower learning rate.")
+        state = {"class_embeddings": embeddings, "context": context[0], **extra}
         return self._classifier(
             {key: value.detach().float().cpu().clone() for key, value in state.items()},
             names,
