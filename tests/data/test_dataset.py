@@ -531,11 +531,8 @@ def test_a_table_of_whole_paths_is_the_same_however_it_is_named(
     rows = [f"{root / name},{Path(name).parent}" for name in CLASS_FILES]
     (root / "table.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     found = []
-    for folder, spec in (
-        (root.parent, f"{root}/table.csv"),
-        (root.parent, "set/table.csv"),
-        (root, "table.csv"),
-    ):
+    named = ((root.parent, root / "table.csv"), (root.parent, "set/table.csv"), (root, "table.csv"))
+    for folder, spec in named:
         monkeypatch.chdir(folder)
         data = load_dataset(spec)
         found.append((data.fingerprint, data.file(0)))
