@@ -25,8 +25,7 @@ from vmfcoop.data.recent import RecentReads
 from vmfcoop.data.references import parse_reference
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.files import disk_full, home, write_atomically
-from vmfcoop.loading import DECODERS as DECODERS
-from vmfcoop.loading import ImageSource, Source, killed_worker_is_said, load_views, pins
+from vmfcoop.loading import DECODERS, ImageSource, Source, killed_worker_is_said, load_views, pins
 from vmfcoop.progress import ProgressReport, no_progress
 
 STORED: dict[str, np.dtype[np.floating]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +47,33 @@ def _in_the_way(error: OSError) -> str:
 def disk_full(folder: Path) -> UserError:
     """The error for a full disk."""
     return UserError(f"The disk that holds '{folder}' is full; free some space and repeat the command.")
+
+
+@contextmanager
+def lock_held(file: Path, busy: Callable[[], object]) -> Iterator[None]:
+    """Hold a lock file, whose folder is made; the lock ends with its process, however that ends.
+
+    Args:
+        file: the lock.
+        busy: called where another process holds it; unless it raises, the lock is then waited for.
+
+    Raises:
+        UserError: the disk is full or the folder not writable.
+    """
+    from filelock import FileLock, Timeout
+
+    with full_disk_is_said(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            busy()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

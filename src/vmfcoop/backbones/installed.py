@@ -23,7 +23,7 @@ from vmfcoop.__about__ import __version__
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.data.downloads import checksum
 from vmfcoop.errors import UserError
-from vmfcoop.files import full_disk_is_said, home
+from vmfcoop.files import full_disk_is_said, home, lock_held
 from vmfcoop.progress import ProgressReport, no_progress
 
 MANIFEST = "manifest.json"
@@ -306,21 +306,9 @@ def one_at_a_time(place: Path, progress: ProgressReport = no_progress) -> Iterat
     Raises:
         UserError: the disk is full or ``VMFCOOP_HOME`` not writable.
     """
-    from filelock import FileLock, Timeout
-
-    locks = home() / "locks"
-    with full_disk_is_said(locks):
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{tag_of(place)}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(f"Waiting for another process that writes {place.name}", 0, 1)
-            lock.acquire()
-    try:
+    waiting = f"Waiting for another process that writes {place.name}"
+    with lock_held(home() / "locks" / f"{tag_of(place)}.lock", lambda: progress(waiting, 0, 1)):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmfcoop.errors import UserError
-from vmfcoop.files import full_disk_is_said, home, write_atomically
+from vmfcoop.files import full_disk_is_said, home, lock_held, write_atomically
 from vmfcoop.progress import ProgressReport, no_progress
 
 SOURCE_FILE = "source.json"
@@ -88,22 +88,10 @@ def one_at_a_time(key: str, progress: ProgressReport = no_progress) -> Iterator[
     Raises:
         UserError: the disk is full or the folder not writable.
     """
-    from filelock import FileLock, Timeout
-
-    place = dataset_home(key)
-    with full_disk_is_said(place.parent):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place.parent / f".{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(f"Waiting for another process that prepares {key}", 0, 1)
-            lock.acquire()
-    try:
+    place, waiting = dataset_home(key), f"Waiting for another process that prepares {key}"
+    with lock_held(place.parent / f".{key}.lock", lambda: progress(waiting, 0, 1)):
         _clear_leftovers(place)
         yield
-    finally:
-        lock.release()
 
 
 def _clear_leftovers(place: Path) -> None:

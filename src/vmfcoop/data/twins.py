@@ -133,7 +133,8 @@ def fingerprint_images(paths: Sequence[Path], progress: ProgressReport = no_prog
         UserError: The cache cannot be written.
     """
     # Here, as it brings torch.
-    from vmfcoop.features import DECODERS, FeatureCache
+    from vmfcoop.features import FeatureCache
+    from vmfcoop.loading import DECODERS
 
     cache = FeatureCache(home() / "fingerprints" / f"{_VERSION}.sqlite", _LENGTH)
     contents: list[str] = []

@@ -30,7 +30,7 @@ from vmfcoop.descriptions.llm import (
 from vmfcoop.descriptions.quality import Rules, SentenceJudge, same_text
 from vmfcoop.descriptions.subject import Subject
 from vmfcoop.errors import UserError
-from vmfcoop.files import full_disk_is_said, home, write_atomically
+from vmfcoop.files import full_disk_is_said, home, lock_held, write_atomically
 from vmfcoop.progress import ProgressReport, no_progress
 
 MAX_BARREN = 4
@@ -476,22 +476,13 @@ def _alone(out: Path) -> Iterator[None]:
     Raises:
         UserError: another process has the file, or the home folder cannot be written.
     """
-    from filelock import FileLock, Timeout
 
-    folder = home() / "locks"
-    with full_disk_is_said(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"Another command is writing {out}; wait for it, or name another --out."
-            ) from error
-    try:
+    def refuse() -> None:
+        raise UserError(f"Another command is writing {out}; wait for it, or name another --out.")
+
+    tag = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    with lock_held(home() / "locks" / f"{tag}.lock", refuse):
         yield
-    finally:
-        lock.release()
 
 
 def _try_to_write(place: Path) -> None:
