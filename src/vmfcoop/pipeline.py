@@ -205,12 +205,12 @@ def evaluate_run(
     if data and _same_data(data, run.record["data"]["spec"]):
         data = None  # Its own data have a split, and groups, of their own.
     draw_phantoms(data or run.record["data"]["spec"], progress)
-    table = _recorded_dataset(run, data)
+    table = recorded_dataset(run, data)
     rows = table.indices(split)
-    encoder, fitted = _restore(run, backbone, device, precision, progress)
-    features = encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
+    opened = open_run(run, backbone, device, precision, progress)
+    features = opened.encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
     metrics = classification_metrics(
-        class_probabilities(fitted, features), table.labels[rows], table.class_names
+        class_probabilities(opened.fitted, features), table.labels[rows], table.class_names
     )
     return {"run": str(folder), "data": data or run.record["data"]["spec"], "split": split, **metrics}
 
@@ -265,11 +265,10 @@ def predict_images(
     """
     run = read_run(folder)
     images = find_images(inputs)
-    window = run.record["data"].get("window")
-    shown = [with_window(image, window) for image in images] if window else images
-    encoder, fitted = _restore(run, backbone, device, precision, progress)
-    features = encoder.encode_image_files(shown)[:, 0]
-    return Predictions(tuple(map(str, images)), run.class_names, class_probabilities(fitted, features))
+    opened = open_run(run, backbone, device, precision, progress)
+    features = opened.encoder.encode_image_files(opened.shown(images))[:, 0]
+    probabilities = class_probabilities(opened.fitted, features)
+    return Predictions(tuple(map(str, images)), run.class_names, probabilities)
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
@@ -294,16 +293,52 @@ def class_probabilities(fitted: Fitted, features: torch.Tensor) -> NDArray[np.fl
     return fitted.logits(features).double().softmax(dim=1).numpy()
 
 
-def _restore(
-    run: Run, backbone: str | None, device: str, precision: str | None, progress: ProgressReport
-) -> tuple[CachedEncoder, Fitted]:
+@dataclass(frozen=True)
+class OpenRun:
+    """A run directory with its classifier, ready to classify.
+
+    Attributes:
+        run: what was read.
+        encoder: the run's backbone, behind the feature cache.
+        fitted: the classifier.
+    """
+
+    run: Run
+    encoder: CachedEncoder
+    fitted: Fitted
+
+    def shown(self, images: Sequence[Path]) -> list[Path]:
+        """References to images in the window that the run was fitted with (DICOM and NIfTI)."""
+        window = self.run.record["data"].get("window")
+        return [with_window(image, window) for image in images] if window else list(images)
+
+
+def open_run(
+    run: Run,
+    backbone: str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    progress: ProgressReport = no_progress,
+) -> OpenRun:
+    """Load the backbone of a run and restore its classifier.
+
+    Args:
+        run: a run directory that was read.
+        backbone: where the run's backbone lies now; default as recorded.
+        device: where the towers run.
+        precision: of the towers; default the run's own.
+        progress: told of loading and encoding.
+
+    Raises:
+        UserError: the adapter is damaged, the backbone is gone, or it is another.
+    """
     recorded = run.record["backbone"]
     # Runs from before precision could be chosen do not name one.
     wanted = precision or recorded.get("precision", "fp32")
     stored = recorded.get("cache_precision", "fp32")
     spec = backbone or recorded_spec(recorded["spec"], recorded["fingerprint"])
     encoder = _load_encoder(spec, device, wanted, stored, progress)
-    return encoder, run.restore(encoder)
+    return OpenRun(run, encoder, run.restore(encoder))
 
 
 def _load_encoder(
@@ -330,7 +365,12 @@ def _same_data(one: str, other: str) -> bool:
     )
 
 
-def _recorded_dataset(run: Run, data: str | None) -> Dataset:
+def recorded_dataset(run: Run, data: str | None = None) -> Dataset:
+    """The table of images that a run was fitted on, or other data with the same classes.
+
+    Raises:
+        UserError: other classes, the data are gone, or the recorded data changed.
+    """
     recorded = run.record["data"]
     groups = Path(recorded["groups"]) if recorded["groups"] and data is None else None
     table = load_dataset(
