@@ -307,6 +307,71 @@ def test_patch_activations_are_a_map(encoder: FrozenEncoder) -> None:
     assert change[:, :middle, :middle].mean() > change[:, middle:, middle:].mean()
 
 
+def test_a_trace_is_the_image_pass_with_its_graph(encoder: FrozenEncoder) -> None:
+    pixels = some_pixels(encoder)
+    plain, trace = encoder.encode_images(pixels), encoder.trace_images(pixels)
+    torch.testing.assert_close(trace.features.detach(), plain, atol=1e-5, rtol=0)
+    assert trace.spatial is not None and len(trace.attentions) in (0, len(trace.block_features))
+    for weights in trace.attentions:
+        assert trace.tokens is not None and weights.shape[2:] == 2 * (trace.tokens.shape[1],)
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+    if len(trace.block_features):
+        assert torch.equal(trace.block_features[-1], trace.features)
+    score = trace.features @ plain[1]
+    parts = trace.gradients(score[:1], [trace.spatial, *trace.attentions])
+    for part in parts:
+        assert part.isfinite().all() and float(part[-3].abs().sum()) > 0
+        # A score of the first image does not depend on the others.
+        assert float(part[-2:].abs().max()) == 0
+    assert torch.equal(encoder.encode_images(pixels), plain)
+
+
+def test_gradients_of_a_trace_are_slopes_of_the_score(encoder: FrozenEncoder) -> None:
+    pixels, draw = some_pixels(encoder)[:1], torch.Generator().manual_seed(1)
+    trace = encoder.trace_images(pixels)
+    wanted = torch.randn(encoder.dim, generator=draw)
+    (gradient,) = trace.gradients(trace.features @ wanted, [trace.spatial])
+    assert trace.spatial is not None and encoder._spatial_layer is not None
+    step = 1e-2 * gradient[-1:] / gradient[-1:].norm()
+    scores = []
+    for sign in (1, -1):
+        hook = encoder._spatial_layer.register_forward_hook(
+            lambda _module, _inputs, output, sign=sign: output + sign * step
+        )
+        scores.append(float(encoder.encode_images(pixels) @ wanted))
+        hook.remove()
+    assert (scores[0] - scores[1]) / 2e-2 == pytest.approx(float(gradient[-1:].norm()), rel=0.02)
+
+
+def test_a_randomised_copy_has_unlearned_from_the_top_down(encoder: FrozenEncoder) -> None:
+    if (encoder.parameters or 0) > 5e7:
+        pytest.skip("a minute of copying full-size towers; the small ones are of the same classes")
+    pixels = some_pixels(encoder)
+    plain, name = encoder.encode_images(pixels), encoder.name
+    half, whole = encoder.randomised(0.5), encoder.randomised(1.0)
+    assert torch.equal(encoder.randomised(0.0).encode_images(pixels), plain)
+    assert torch.equal(encoder.encode_images(pixels), plain) and encoder.name == name
+    features = half.encode_images(pixels)
+    assert torch.equal(features, encoder.randomised(0.5).encode_images(pixels))
+    assert not torch.equal(features, encoder.randomised(0.5, seed=1).encode_images(pixels))
+    assert len({encoder.fingerprint, half.fingerprint, whole.fingerprint}) == 3
+    texts = [copy.encode_texts(["brain"]) for copy in (encoder, half, whole)]
+    for text in texts[1:]:
+        torch.testing.assert_close(text, texts[0], atol=1e-6, rtol=0)
+    changed = {key for key, value in weights_of(encoder).items() if not value.equal(weights_of(half)[key])}
+    all_changed = {
+        key for key, value in weights_of(encoder).items() if not value.equal(weights_of(whole)[key])
+    }
+    assert changed < all_changed
+    kept = {key: value for key, value in weights_of(encoder).items() if key in all_changed}
+    for key, value in kept.items():
+        assert value.flatten().sort().values.equal(weights_of(whole)[key].flatten().sort().values)
+
+
+def weights_of(encoder: FrozenEncoder) -> dict[str, Tensor]:
+    return dict(encoder._model.named_parameters())
+
+
 FINGERPRINTS = """
 import json, sys
 from vmfcoop import load_backbone

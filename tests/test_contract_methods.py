@@ -235,6 +235,28 @@ def test_beats_chance_on_phantoms(name, phantoms):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_logits_can_be_derived_by_the_image_for_saliency(name):
+    """Gradients of a logit by the image feature are slopes of the logit, also after saving and loading."""
+    encoder = PlainEncoder()
+    method = make_method(name, quick(name))
+    fitted = method.fit(make_support(encoder, 3), encoder)
+    state = {key: value.contiguous() for key, value in fitted.state().items()}
+    restored = method.restore(load(save(state)), fitted.class_names, encoder)
+    features = clusters(encoder, 3, 1, seed=1)[0][:, 0]
+    for classifier in (fitted, restored):
+        leaf = features.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(classifier.logits(leaf)[:, 1].sum(), [leaf])
+        across = gradient - (gradient * features).sum(dim=1, keepdim=True) * features
+        way = across / across.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        ends = [
+            classifier.logits(torch.nn.functional.normalize(features + sign * 5e-3 * way, dim=1))[:, 1]
+            for sign in (1, -1)
+        ]
+        slopes = (ends[0] - ends[1]).detach() / 1e-2
+        torch.testing.assert_close(slopes, across.norm(dim=1), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_unknown_setting_is_named_with_the_nearest(name):
     with pytest.raises(UserError, match="Unknown setting 'sed'; did you mean 'seed'"):
         make_method(name, {"sed": 1})

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vmfcoop.backbones.base import DualEncoder, Precision, Tokens
+from vmfcoop.backbones.trace import ImageTrace
 from vmfcoop.data.recent import RecentReads
 from vmfcoop.data.references import parse_reference
 from vmfcoop.errors import UserError, unknown_name
@@ -211,6 +212,12 @@ class CachedEncoder(DualEncoder):
 
     def patch_activations(self, pixels: Tensor) -> Tensor:
         return self._encoder.patch_activations(pixels)
+
+    def trace_images(self, pixels: Tensor) -> ImageTrace:
+        return self._encoder.trace_images(pixels)
+
+    def randomised(self, share: float, seed: int = 0) -> DualEncoder:
+        return self._encoder.randomised(share, seed)
 
     def to(self, device: torch.device | str, precision: Precision | None = None) -> CachedEncoder:
         self._encoder.to(device, precision)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vmfcoop.backbones.trace import ImageTrace
 from vmfcoop.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -151,6 +152,29 @@ class DualEncoder(ABC):
             NotImplementedError: where the family does not offer them.
         """
         raise NotImplementedError(f"the backbone '{self.name}' offers no patch activations")
+
+    def trace_images(self, pixels: Tensor) -> ImageTrace:
+        """A pass through the image tower with its graph, activations and attention, for saliency maps.
+
+        Pixels ``(n, 3, H, W)``; the features are those of :meth:`encode_images`, to rounding.
+
+        Raises:
+            NotImplementedError: where the family does not offer it.
+        """
+        raise NotImplementedError(f"the backbone '{self.name}' cannot be looked into")
+
+    def randomised(self, share: float, seed: int = 0) -> DualEncoder:
+        """A copy whose image tower has unlearned its last layers, to test maps by (Adebayo et al. 2018).
+
+        Args:
+            share: of the layers with weights, counted from the features backwards; each of their tensors is
+                shuffled within itself. 1 shuffles all.
+            seed: of the shuffles.
+
+        Raises:
+            NotImplementedError: where the family does not offer it.
+        """
+        raise NotImplementedError(f"the backbone '{self.name}' cannot be randomised")
 
     def finite(self, features: Tensor) -> Tensor:
         """The features themselves, if all of their numbers are finite.

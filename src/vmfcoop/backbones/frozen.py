@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from torch.nn.functional import normalize
 
 from vmfcoop.backbones.base import DTYPES, DualEncoder, Precision, Tokens
 from vmfcoop.backbones.text import TextTokenizer
+from vmfcoop.backbones.trace import ImageTrace, shuffle_top_layers, trace
 from vmfcoop.errors import UserError
 
 
@@ -26,7 +28,7 @@ class FrozenEncoder(DualEncoder):
     """A dual encoder over torch modules; a family gives the two passes and says where its layers are.
 
     To write: :attr:`_embedding`, :meth:`_image_features`, :meth:`_text_features` and, where saliency is
-    possible, :attr:`_spatial_layer`. ``docs/add-a-backbone.md`` walks through one.
+    possible, :attr:`_spatial_layer` and :attr:`_blocks`. ``docs/add-a-backbone.md`` walks through one.
 
     Args:
         model: a torch module of both towers and the logit scale; the fingerprint is taken of all of it.
@@ -87,6 +89,11 @@ class FrozenEncoder(DualEncoder):
     def _spatial_layer(self) -> nn.Module | None:
         """The image tower's layer whose output :meth:`patch_activations` gives; None if there is none."""
         return None
+
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        """The image tower's transformer blocks, tokens ``(n, t, c)`` to tokens, in order; none in a CNN."""
+        return ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,6 +219,21 @@ class FrozenEncoder(DualEncoder):
         finally:
             hook.remove()
         return spatial_map(kept[-1]).float().cpu()
+
+    def trace_images(self, pixels: Tensor) -> ImageTrace:
+        pixels = pixels.to(self.device, DTYPES[self.precision])
+        found = trace(self._image_features, pixels, self._spatial_layer, self._blocks)
+        self.finite(found.features)
+        return found
+
+    def randomised(self, share: float, seed: int = 0) -> FrozenEncoder:
+        other = copy.deepcopy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.name = f"{self.name} with {share:.0%} of its image tower's layers shuffled"
+        pixels = torch.zeros(1, 3, *self.image_size, device=self.device, dtype=DTYPES[self.precision])
+        with torch.no_grad():
+            shuffle_top_layers(other._model, lambda: other._image_features(pixels), share, seed)
+        return other
 
 
 def spatial_map(activations: Tensor) -> Tensor:

@@ -187,6 +187,14 @@ class OpenClipEncoder(FrozenEncoder):
             return blocks[-1].norm1  # type: ignore[no-any-return]
         return self._last_map
 
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        visual = self._model.visual
+        if isinstance(visual, VisionTransformer):
+            return list(visual.transformer.resblocks)
+        blocks = getattr(getattr(visual, "trunk", None), "blocks", None)
+        return list(blocks) if blocks is not None and hasattr(blocks[-1], "norm1") else []
+
     @cached_property
     def _last_map(self) -> nn.Module | None:
         """The last part of a timm CNN that gives a map; timm's families name theirs differently."""

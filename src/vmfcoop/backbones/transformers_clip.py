@@ -109,6 +109,11 @@ class TransformersEncoder(FrozenEncoder):
         layers: dict[str, nn.Module] = dict(self._model.vision_model.named_modules())
         return layers[[name for name in layers if name.endswith(_FIRST_NORMS)][-1]]
 
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        parts: dict[str, nn.Module] = dict(self._model.vision_model.named_modules())
+        return [parts[name.rpartition(".")[0]] for name in parts if name.endswith(_FIRST_NORMS)]
+
 
 class ClipEncoder(TransformersEncoder):
     """``CLIPModel``: causal text tower, pooled from the end mark."""

@@ -146,6 +146,7 @@ class LinearClassifier(Fitted):
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 class Method(ABC, Generic[ConfigT]):
@@ -200,7 +201,7 @@ class Method(ABC, Generic[ConfigT]):
         """The fitted classifier whose :meth:`Fitted.state` this is; its logits are the same to the bit."""
 
 
-def make_config(config_class: type[MethodConfig], settings: Mapping[str, Any]) -> MethodConfig:
+def make_config(config_class: type[SettingsT], settings: Mapping[str, Any]) -> SettingsT:
     """Settings by name -> a validated config (strings are read as what the field asks).
 
     Raises:

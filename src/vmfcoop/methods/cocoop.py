@@ -78,7 +78,6 @@ class CoCoOpClassifier(Fitted):
     encoder: DualEncoder
     history: History = field(default_factory=list)
 
-    @torch.no_grad()
     def logits(self, image_features: Tensor) -> Tensor:
         prompts = PromptLearner(self.encoder, self.class_names, self.context_init)
         device = self.encoder.device

@@ -282,7 +282,6 @@ class PosteriorClassifier(Fitted):
     history: History = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
 
-    @torch.no_grad()
     def logits(self, image_features: Tensor) -> Tensor:
         densities = self.temperature * self._log_densities(image_features)
         return (densities - densities.amax(dim=1, keepdim=True)).float()

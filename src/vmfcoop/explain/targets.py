@@ -1,0 +1,94 @@
+"""What a saliency map explains: a score of image features, such as the log-odds of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vmfcoop.errors import UserError, unknown_name
+from vmfcoop.methods.base import Fitted
+
+REST, NONE = "rest", "none"
+"""Contrasts that are no class: all other classes together, and nothing."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A score to explain.
+
+    Attributes:
+        name: in words, such as "melanoma rather than the rest".
+        score: unit image features ``(n, d)`` -> scores ``(n,)``, differentiable.
+    """
+
+    name: str
+    score: Callable[[Tensor], Tensor]
+
+
+def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) -> Target:
+    r"""The score of a class of a fitted classifier, with logits :math:`z`.
+
+    .. math:: z_c - \log \sum_{k \ne c} e^{z_k}, \qquad z_c - z_d, \qquad z_c
+
+    for the contrasts rest, class d and none. The first is the log-odds of the class. The logit alone also rises with whatever all classes have in
+    common, such as being a brain at all.
+
+    Args:
+        fitted: the classifier.
+        wanted: class c, its name or index.
+        contrast: ``rest``, ``none``, or class d, its name or index.
+
+    Raises:
+        UserError: there is no such class, or it is contrasted with itself.
+
+    Example:
+        >>> import torch
+        >>> from vmfcoop.methods.base import EmbeddingClassifier
+        >>> fitted = EmbeddingClassifier(("a", "b"), torch.eye(2), 10.0)
+        >>> class_target(fitted, "b", "a").score(torch.tensor([[0.6, 0.8]]))
+        tensor([2.])
+    """
+    c = class_index(fitted, wanted)
+    name = fitted.class_names[c]
+    if contrast == NONE:
+        return Target(name, lambda features: fitted.logits(features)[:, c])
+    if contrast == REST:
+        others = [k for k in range(len(fitted.class_names)) if k != c]
+        return Target(
+            f"{name} rather than the rest", lambda features: log_odds(fitted.logits(features), c, others)
+        )
+    d = class_index(fitted, contrast)
+    if c == d:
+        raise UserError(f"The class '{name}' cannot be contrasted with itself; name another, rest or none.")
+
+    def difference(features: Tensor) -> Tensor:
+        logits = fitted.logits(features)
+        return logits[:, c] - logits[:, d]
+
+    return Target(f"{name} rather than {fitted.class_names[d]}", difference)
+
+
+def log_odds(logits: Tensor, c: int, others: list[int]) -> Tensor:
+    """z_c - log sum_k exp z_k over the others, for logits ``(n, C)`` -> ``(n,)``."""
+    return logits[:, c] - logits[:, others].logsumexp(dim=1)
+
+
+def direction_target(direction: Tensor, name: str) -> Target:
+    """The score ``f . direction``, for a direction ``(d,)`` that is no class, as that of a free prompt."""
+    return Target(name, lambda features: features @ direction.to(features))
+
+
+def class_index(fitted: Fitted, wanted: str | int) -> int:
+    """Index of a class by name or index.
+
+    Raises:
+        UserError: there is no such class; the near names are listed.
+    """
+    names = fitted.class_names
+    if isinstance(wanted, int) and 0 <= wanted < len(names):
+        return wanted
+    if wanted in names:
+        return names.index(str(wanted))
+    raise unknown_name("class", str(wanted), names)
