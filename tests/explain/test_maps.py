@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.backbones.instances import write
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from tests.backbones.instances import write
 from vmfcoop.backbones import load_backbone
 from vmfcoop.backbones.frozen import FrozenEncoder
 from vmfcoop.data.phantoms import PHANTOMS
@@ -205,37 +206,54 @@ def slope(encoder: FrozenEncoder, pixels: Tensor, target: Target, channel: int) 
     return torch.tensor((scores[0] - scores[1]) / (2 * step))
 
 
-def test_occlusion_is_the_mean_fall_under_the_squares_that_hide_a_pixel(load: Loader) -> None:
+def blurred(pixels: Tensor) -> Tensor:
+    """Out of focus by a tenth of the shorter side, by scipy."""
+    sigma = 0.1 * min(pixels.shape[2:])
+    planes = [
+        [gaussian_filter(p.numpy(), sigma, mode="nearest", radius=round(2 * sigma)) for p in i]
+        for i in pixels
+    ]
+    return torch.from_numpy(np.array(planes))
+
+
+@pytest.mark.parametrize("fill", ["blur", "mean"])
+def test_occlusion_is_the_mean_fall_under_the_squares_that_hide_a_pixel(load: Loader, fill: str) -> None:
     encoder = load("pmc-clip")
     pixels, target = pictures(encoder), some_target(encoder)
     side = pixels.shape[2]
     window, step = round(0.25 * side), round(0.125 * side)
     falls, covered = torch.zeros(2, side, side), torch.zeros(side, side)
     whole = target.score(encoder.encode_images(pixels))
+    other = blurred(pixels) if fill == "blur" else torch.zeros_like(pixels)
     corners = range(0, side - window + step, step)
     for top in corners:
         for left in corners:
             hidden = pixels.clone()
-            hidden[:, :, top : top + window, left : left + window] = 0
             place = (slice(top, top + window), slice(left, left + window))
+            hidden[(..., *place)] = other[(..., *place)]
             falls[(slice(None), *place)] += (whole - target.score(encoder.encode_images(hidden)))[
                 :, None, None
             ]
             covered[place] += 1
     wanted = unit_range((falls / covered).clamp(min=0))
-    ours = saliency_maps(encoder, pixels, target, "occlusion", settings={"window": 0.25, "stride": 0.5})
+    ours = saliency_maps(
+        encoder, pixels, target, "occlusion", settings={"window": 0.25, "stride": 0.5, "fill": fill}
+    )
     torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=0)
 
 
-def test_rise_is_the_covariance_of_score_and_mask(load: Loader) -> None:
+@pytest.mark.parametrize("fill", ["blur", "mean"])
+def test_rise_is_the_covariance_of_score_and_mask(load: Loader, fill: str) -> None:
     encoder = load("pmc-clip")
     pixels, target = pictures(encoder, 1), some_target(encoder)
     masks = random_masks(RiseConfig(masks=20, seed=4), *pixels.shape[2:])
-    scores = np.array([float(target.score(encoder.encode_images(pixels * mask))) for mask in masks])
+    other = blurred(pixels) if fill == "blur" else torch.zeros_like(pixels)
+    seen_images = [pixels * mask + other * (1 - mask) for mask in masks]
+    scores = np.array([float(target.score(encoder.encode_images(image))) for image in seen_images])
     published = (torch.from_numpy(scores).float()[:, None, None] * masks).mean(dim=0) / 0.5
     seen = (masks - 0.5).mean(dim=0) / 0.5
     centred = published - float(scores.mean()) * (1 + seen)
-    ours = saliency_maps(encoder, pixels, target, "rise", seed=4, settings={"masks": 20})
+    ours = saliency_maps(encoder, pixels, target, "rise", seed=4, settings={"masks": 20, "fill": fill})
     torch.testing.assert_close(ours[0], unit_range(centred.clamp(min=0)[None])[0], atol=1e-3, rtol=0)
 
 

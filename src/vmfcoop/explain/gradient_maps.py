@@ -101,13 +101,22 @@ class GScoreCAM(MapMethod):
 
 
 @torch.no_grad()
-def masked_scores(image: Tensor, masks: Tensor, target: Target, batches: FittingBatches) -> Tensor:
+def masked_scores(
+    image: Tensor, masks: Tensor, target: Target, batches: FittingBatches, hidden: Tensor | float = 0.0
+) -> Tensor:
     """Scores of an image ``(3, H, W)`` seen through m masks ``(m, H, W)`` in [0, 1] -> ``(m,)``.
 
     Memory is bounded whatever m is: masked images are made and encoded some at a time.
+
+    Args:
+        image: pixels.
+        masks: 1 where the image is seen.
+        target: the score.
+        batches: the image tower.
+        hidden: what is seen where a mask is 0: pixels ``(3, H, W)``, or 0 for the backbone's mean colour.
     """
     at_once = max(1, MASKED_BYTES // (image.numel() * image.element_size()))
-    features = [batches.encode(part[:, None] * image) for part in masks.split(at_once)]
+    features = [batches.encode(hidden + part[:, None] * (image - hidden)) for part in masks.split(at_once)]
     return target.score(torch.cat(features))
 
 

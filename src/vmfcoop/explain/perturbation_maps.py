@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from vmfcoop.backbones.base import DualEncoder
 from vmfcoop.explain.gradient_maps import MASKED_BYTES, masked_scores
@@ -15,8 +17,22 @@ from vmfcoop.explain.map_method import MapConfig, MapMethod
 from vmfcoop.explain.targets import Target
 from vmfcoop.features import FittingBatches
 
+BLUR = 0.1
+"""Standard deviation of the blur that hides, as a share of the image's shorter side."""
 
-class OcclusionConfig(MapConfig):
+
+class PerturbationConfig(MapConfig):
+    """Settings of methods that hide parts of an image.
+
+    Attributes:
+        fill: what stands in a hidden part: ``blur``, the image itself out of focus, or ``mean``, the
+            backbone's mean colour, a grey patch that on a black ground is a thing of its own.
+    """
+
+    fill: Literal["blur", "mean"] = "blur"
+
+
+class OcclusionConfig(PerturbationConfig):
     """Settings of occlusion.
 
     Attributes:
@@ -49,6 +65,7 @@ class Occlusion(MapMethod):
         occlusion = CaptumOcclusion(lambda images: target.score(batches.encode(images)))
         falls = occlusion.attribute(
             pixels,
+            baselines=hidden(pixels, self.config.fill),
             sliding_window_shapes=(3, side, side),
             strides=(3, step, step),
             perturbations_per_eval=max(1, MASKED_BYTES // (4 * pixels.numel())),
@@ -57,7 +74,7 @@ class Occlusion(MapMethod):
         return found
 
 
-class RiseConfig(MapConfig):
+class RiseConfig(PerturbationConfig):
     """Settings of RISE.
 
     Attributes:
@@ -90,11 +107,23 @@ class Rise(MapMethod):
         masks = random_masks(self.config, height, width)
         batches = FittingBatches(encoder)
         found = []
-        for image in pixels:
-            scores = masked_scores(image, masks, target, batches)
+        for image, fill in zip(pixels, hidden(pixels, self.config.fill), strict=True):
+            scores = masked_scores(image, masks, target, batches, fill)
             rises = (scores - scores.mean()) / (len(masks) * self.config.keep)
             found.append(torch.einsum("m,mhw->hw", rises.to(masks), masks - self.config.keep))
         return torch.stack(found).clamp(min=0)
+
+
+def hidden(pixels: Tensor, fill: str) -> Tensor:
+    """What stands in hidden parts of images, pixels ``(n, 3, H, W)``; see :class:`PerturbationConfig`."""
+    if fill == "mean":
+        return torch.zeros_like(pixels)
+    sigma = BLUR * min(pixels.shape[2:])
+    size = 2 * round(2 * sigma) + 1
+    padded = pad(pixels, (size // 2,) * 4, mode="replicate")
+    blurred: Tensor = gaussian_blur(padded, [size, size], [sigma, sigma])
+    inner = (slice(size // 2, -(size // 2)),) * 2
+    return blurred[:, :, inner[0], inner[1]]
 
 
 def random_masks(config: RiseConfig, height: int, width: int) -> Tensor:

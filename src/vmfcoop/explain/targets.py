@@ -32,8 +32,8 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
 
     .. math:: z_c - \log \sum_{k \ne c} e^{z_k}, \qquad z_c - z_d, \qquad z_c
 
-    for the contrasts rest, class d and none. The first is the log-odds of the class. The logit alone also rises with whatever all classes have in
-    common, such as being a brain at all.
+    for the contrasts rest, class d and none. The first is the log-odds of the class. The logit alone also
+    rises with whatever all classes have in common, such as being a brain at all.
 
     Args:
         fitted: the classifier.
