@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from vmfcoop.__about__ import __version__
-from vmfcoop.cli import backbones, benchmark, bundles, data, descriptions, runs
+from vmfcoop.cli import backbones, benchmark, bundles, data, descriptions, explain, runs
 from vmfcoop.cli.common import USER_ERROR, err, escape
 from vmfcoop.errors import UserError
 
@@ -52,6 +52,7 @@ for command in (
 ):
     app.command()(command)
 for name, commands in (
+    ("explain", explain.group),
     ("data", data.group),
     ("descriptions", descriptions.group),
     ("backbones", backbones.group),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vmfcoop.__about__ import __version__
@@ -85,6 +85,22 @@ def render_benchmark(
         for i, table in enumerate(tables, 1)
     ]
     topics = [(topic, title) for topic, title in TOPICS.items() if any(t.topic == topic for t in tables)]
+    page = page_template("benchmark.html.j2")
+    return page.render(
+        name=settings.get("name", "benchmark"),
+        summary=_summary(cells, settings),
+        budgets=unique(group.meaning for group in group_cells(cells, settings)),
+        topics=topics,
+        parts=[("summary", "Summary"), *topics, ("notes", "Missing and failed"), ("settings", "Settings")],
+        blocks=blocks,
+        settings=list(flat_settings(settings)),
+        notes=list(notes),
+        version=__version__,
+    )
+
+
+def page_template(name: str) -> Template:
+    """A page of this package: text is escaped, and a name that is not given is an error."""
     environment = Environment(
         loader=PackageLoader("vmfcoop.reporting"),
         autoescape=True,
@@ -92,16 +108,7 @@ def render_benchmark(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("benchmark.html.j2").render(
-        name=settings.get("name", "benchmark"),
-        summary=_summary(cells, settings),
-        budgets=unique(group.meaning for group in group_cells(cells, settings)),
-        topics=topics,
-        blocks=blocks,
-        settings=list(_flat(settings)),
-        notes=list(notes),
-        version=__version__,
-    )
+    return environment.get_template(name)
 
 
 def write_report(
@@ -173,10 +180,10 @@ def _summary(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[tuple[s
         ("Budgets", ", ".join(unique(cell.budget for cell in cells))),
         ("Tested on", f"{settings.get('split', 'test')} images"),
         ("Results", f"{len(cells)} fits"),
-        ("Time in fits and tests", _duration(seconds)),
+        ("Time in fits and tests", duration(seconds)),
     ]
     if "wall_seconds" in settings:
-        facts.append(("Wall time", _duration(settings["wall_seconds"])))
+        facts.append(("Wall time", duration(settings["wall_seconds"])))
     return facts
 
 
@@ -184,7 +191,13 @@ def _named(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words: ``1 h 2 min``.
+
+    Example:
+        >>> duration(3725.0), duration(75.0), duration(1.5)
+        ('1 h 2 min', '1 min 15 s', '1.5 s')
+    """
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -192,14 +205,14 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def flat_settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as lines: ``methods[0].settings.epochs`` and its value."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from flat_settings(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str) and _nested(value):
         for i, inner in enumerate(value):
-            yield from _flat(inner, f"{path}[{i}]")
+            yield from flat_settings(inner, f"{path}[{i}]")
     elif isinstance(value, Sequence) and not isinstance(value, str):
         yield path, ", ".join(map(str, value))
     else:
