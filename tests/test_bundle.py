@@ -300,6 +300,15 @@ def test_links_are_not_followed_in_silence(origin: Origin, tmp_path: Path) -> No
     assert "run/secret.txt" not in packed.manifest.files and "is a link and was left out" in packed.remarks[0]
 
 
+def test_a_report_shows_images_and_goes_with_them(origin: Origin, tmp_path: Path) -> None:
+    run = shutil.copytree(origin.run, tmp_path / "run")
+    (run / "report.html").write_text("<img>")
+    packed = pack(run, tmp_path / "b.tar")
+    assert "run/report.html" not in packed.manifest.files and "shows images" in packed.remarks[0]
+    packed = pack(run, tmp_path / "b-with-data.tar", data=True)
+    assert "run/report.html" in packed.manifest.files
+
+
 @pytest.mark.parametrize("to", ["bundle.tar.gz", "bundle.zip", "bundle.tgz"])
 def test_a_compressed_bundle_is_refused(to: str, origin: Origin, tmp_path: Path) -> None:
     assert "weights do not compress" in refusal(lambda: pack(origin.run, tmp_path / to))
@@ -735,7 +744,7 @@ HOSTILE: dict[str, tuple[Callable[[list[Any]], list[Any]], str]] = {
     ),
     "case": (lambda m: with_listed(m, "run/RUN.json", b"x"), "names of one file"),
     "file as folder": (lambda m: with_listed(m, "run/run.json/x", b"x"), "both a file and a folder"),
-    "missing": (lambda m: m[:-1], "1 of 49 files are missing"),
+    "missing": (lambda m: m[:-1], "1 of 50 files are missing"),
     "changed": (with_changed_byte, "its SHA-256 differs"),
     "other size": (lambda m: [*m[:-1], member(m[-1][0].name, b"x")], "bytes and not"),
     "newer": (lambda m: with_manifest(m, format=2), "packed by a newer vmfcoop"),

@@ -80,6 +80,7 @@ def run(image_folder, tiny_bert_folder, tmp_path_factory):
 def test_fit_writes_all_that_repeats_it(run, image_folder, tiny_bert_folder, tmp_path):
     folder, printed = run
     files = {"run.json", "adapter.safetensors", "metrics.json", "predictions.csv", "history.csv"}
+    files.add("trust.safetensors")
     assert {path.name for path in folder.iterdir()} == files
     record = json.loads((folder / "run.json").read_text())
     assert record["method"]["name"] == "vmfcoop" and record["method"]["config"]["epochs"] == 2
@@ -93,7 +94,7 @@ def test_fit_writes_all_that_repeats_it(run, image_folder, tiny_bert_folder, tmp
     again = tmp_path / "again"
     result = fit(image_folder, tiny_bert_folder, again)
     assert result.returncode == 0 and "accuracy" in result.stdout
-    for name in ("adapter.safetensors", "predictions.csv", "history.csv"):
+    for name in ("adapter.safetensors", "trust.safetensors", "predictions.csv", "history.csv"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 

@@ -20,7 +20,8 @@ from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.evaluation import harmonic_mean
 from vmfcoop.pipeline import FitRequest, predict_images, run_fit
 from vmfcoop.progress import ProgressReport, no_progress
-from vmfcoop.run import Run, refuse_existing
+from vmfcoop.reporting.run_report import write_run_report
+from vmfcoop.run import REPORT, Run, refuse_existing
 
 DEMO_METHODS: dict[str, str] = {
     "zero-shot, class name": "zero-shot",
@@ -31,6 +32,8 @@ DEMO_METHODS: dict[str, str] = {
 }
 """Methods by their name in the table."""
 SHOTS, SEEDS = (1, 4, 16), (1, 2, 3)
+SHOWN_MISTAKES = 2
+"""In the report: a map takes most of a second."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class Demo:
     run: Run
     examples: list[dict[str, Any]]
 
+    @property
+    def report(self) -> Path:
+        """The run's page."""
+        return self.run.folder / REPORT
+
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
         pairs = {
@@ -84,6 +92,7 @@ class Demo:
             "accuracy": self.accuracy,
             "base_to_novel": pairs,
             "run": str(self.run.folder),
+            "report": str(self.report),
             "examples": self.examples,
         }
 
@@ -95,10 +104,10 @@ def run_demo(
     progress: ProgressReport = no_progress,
     device: str = "cpu",
 ) -> Demo:
-    """Methods at every K and seed on a phantom dataset, base to novel, a run directory, three predictions.
+    """Methods at every K and seed on a phantom dataset, base to novel, a run with its report, predictions.
 
-    It is a small benchmark and a fit: jobs run in processes of their own, so a script that calls this does so
-    below ``if __name__ == "__main__"``.
+    It is a small benchmark, a fit and its report: jobs run in processes of their own, so a script that calls
+    this does so below ``if __name__ == "__main__"``.
 
     Args:
         data: key of a phantom dataset.
@@ -127,7 +136,9 @@ def run_demo(
         for title, found in pairs.items()
         if found
     }
-    return Demo(data, SHOTS, accuracy, generalisation, run, _examples(run, request.dataset(), device))
+    examples = _examples(run, request.dataset(), device)
+    write_run_report(out, device=device, shown_mistakes=SHOWN_MISTAKES, progress=progress)
+    return Demo(data, SHOTS, accuracy, generalisation, run, examples)
 
 
 def _benchmark(data: str, device: str, progress: ProgressReport) -> Sequence[Cell]:

@@ -24,12 +24,25 @@ from vmfcoop.data.phantoms import PHANTOMS, materialise
 from vmfcoop.data.references import parse_reference, with_window
 from vmfcoop.descriptions import DescriptionBank, bank_for
 from vmfcoop.errors import UserError
-from vmfcoop.evaluation import classification_metrics
+from vmfcoop.evaluation import classification_metrics, draw_support
 from vmfcoop.features import CachedEncoder
 from vmfcoop.memory import keep_freed_memory
-from vmfcoop.methods import Fitted, make_method
+from vmfcoop.methods import METHODS, Fitted, make_method
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.run import Run, predictions_table, read_run, refuse_existing, write_run
+from vmfcoop.trust.calibration import calibration_scores, tempered
+from vmfcoop.trust.conformal import coverage
+from vmfcoop.trust.judging import (
+    Judge,
+    Judgement,
+    TrustRequest,
+    fit_trust,
+    make_judge,
+    recalibrated,
+    required_trust,
+)
+from vmfcoop.trust.ood import Outside, fit_text_fields
+from vmfcoop.trust.record import Trust, trust_bytes
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,9 @@ class FitRequest:
         shots: K, support images a class.
         seed: of the support set and of training.
         val_shots: validation images a class; default ``min(K, 4)``.
+        calibration_images: at most so many further images of the val split are kept, as the classifier sees
+            them, for prediction sets and out-of-distribution scores; 0 for none. Their labels come on top of
+            the few shots; the classifier does not depend on them.
         descriptions: JSON or TXT file of class descriptions, or a key that the package has some for; without,
             the package's own of the data's key, else templates.
         class_names: display names by folder name.
@@ -63,6 +79,7 @@ class FitRequest:
     shots: int = 16
     seed: int = 1
     val_shots: int | None = None
+    calibration_images: int = 256
     descriptions: Path | None = None
     class_names: Mapping[str, str] = field(default_factory=dict)
     views: int = 8
@@ -128,6 +145,7 @@ def run_fit(
         draw_phantoms(request.data, progress)
         table = request.dataset()
         chosen = sample_support(table, request.shots, request.seed, request.val_shots)
+        rows = calibration_rows(table, chosen, request.calibration_images, request.seed)
         bank = request.bank(table.class_names)
     with watch.phase("load backbone"):
         encoder = _load_encoder(
@@ -138,6 +156,7 @@ def run_fit(
         encoder.encode_image_files(files, request.views)
         test = table.indices("test")
         features = encoder.encode_image_files([table.paths[i] for i in test])[:, 0]
+        calibration = _labelled(encoder, table, rows)
     classifier = FewShotClassifier(
         encoder,
         request.method,
@@ -153,6 +172,8 @@ def run_fit(
     with watch.phase("evaluate"):
         probabilities = class_probabilities(classifier.fitted_, features)
         metrics = classification_metrics(probabilities, table.labels[test], table.class_names)
+    with watch.phase("calibrate"):
+        trust = _fit_trust(request, classifier, table, *calibration)
     rate = encoder.images_per_second
     metrics = {
         **metrics,
@@ -172,6 +193,7 @@ def run_fit(
         },
         "data": _describe_data(request, table),
         "support": _describe_support(request, table, chosen),
+        "calibration": _describe_calibration(request, table, rows, trust),
         "descriptions": {
             "source": bank.source,
             "fingerprint": bank.fingerprint,
@@ -181,8 +203,60 @@ def run_fit(
     }
     names = [table.file(i) for i in test]
     predictions = predictions_table(names, probabilities, table.class_names, table.labels[test])
-    write_run(out, record, classifier.fitted_, metrics, predictions, overwrite)
+    write_run(out, record, classifier.fitted_, metrics, predictions, overwrite, trust_bytes(trust))
     return read_run(out)
+
+
+def calibration_rows(table: Dataset, chosen: FewShotIndices, most: int, seed: int) -> NDArray[np.int64]:
+    """Images for calibration: of the val split, not the validation shots, drawn without regard to class.
+
+    The draw is uniform, so that classes are about as frequent as in the val split; the validation shots that
+    are missing from it are as many of each class, which makes rare classes a little rarer. Images of one
+    group (a patient) may come together and are then not independent of each other.
+
+    Args:
+        table: images with splits.
+        chosen: the support set and validation shots.
+        most: draw so many, or take all if there are fewer.
+        seed: of the draw, which has a random stream of its own.
+
+    Returns:
+        Row numbers, ascending.
+
+    Raises:
+        UserError: a negative number is asked for.
+    """
+    if most < 0:
+        raise UserError(f"There cannot be {most} calibration images; choose 0 or more.")
+    free = np.setdiff1d(table.indices("val"), chosen.val)
+    if len(free) > most:
+        free = np.sort(np.random.default_rng((seed, 2)).choice(free, most, replace=False))
+    return free.astype(np.int64)
+
+
+def _fit_trust(
+    request: FitRequest,
+    classifier: FewShotClassifier,
+    table: Dataset,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+) -> Trust:
+    """What the run keeps for judging predictions, by features and labels of the calibration images."""
+    encoder, bank = classifier.encoder_, classifier.descriptions_
+    sample = (request.shots, request.seed, request.views, request.val_shots)
+    support = draw_support(encoder, table, bank, *sample)
+    texts = None
+    if METHODS[request.method].reads_descriptions:
+        texts = fit_text_fields([encoder.encode_texts(list(group)) for group in support.descriptions])
+    return fit_trust(classifier.fitted_, support, texts, features, labels)
+
+
+def _labelled(
+    encoder: CachedEncoder, table: Dataset, rows: NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain unit features ``(n, d)`` and labels ``(n,)`` of some rows of a table."""
+    features = encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
+    return features, torch.from_numpy(table.labels[rows])
 
 
 def evaluate_run(
@@ -193,44 +267,110 @@ def evaluate_run(
     device: str = "auto",
     precision: str | None = None,
     progress: ProgressReport = no_progress,
+    trust: TrustRequest | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run on a split of its own data or of other data with the same classes.
 
     The towers compute in the run's own precision unless another is named.
 
+    Args:
+        folder: run directory.
+        data: other data; default the run's own.
+        split: of the data.
+        backbone, device, precision: as :func:`open_run` has them.
+        progress: told of loading and encoding.
+        trust: ``calibrated`` takes the metrics of temperature-scaled probabilities and adds ``calibration``
+            (ECE, NLL and Brier score before and after), ``sets`` adds ``conformal``: coverage with its
+            interval, mean size of the sets, the same of every class, and ``usual``: where the coverage of
+            exchangeable images lies in 95 % of cases (None for class-conditional sets).
+
     Raises:
-        UserError: another backbone, other classes, or the recorded data changed.
+        UserError: another backbone, other classes, or the recorded data changed; what ``trust`` asks for is
+            not there, or would be measured on images that it was fitted to.
     """
     run = read_run(folder)
-    if data and _same_data(data, run.record["data"]["spec"]):
+    own = run.record["data"]["spec"]
+    if data and _same_data(data, own):
         data = None  # Its own data have a split, and groups, of their own.
-    draw_phantoms(data or run.record["data"]["spec"], progress)
+    trust = trust if trust and trust.anything else None
+    if trust:
+        _refuse_seen_images(trust, data or own, split, own)
+    kept = required_trust(run, trust) if trust else None
+    draw_phantoms(data or own, progress)
     table = recorded_dataset(run, data)
     rows = table.indices(split)
     opened = open_run(run, backbone, device, precision, progress)
-    features = opened.encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
-    metrics = classification_metrics(
-        class_probabilities(opened.fitted, features), table.labels[rows], table.class_names
-    )
-    return {"run": str(folder), "data": data or run.record["data"]["spec"], "split": split, **metrics}
+    features, _ = _labelled(opened.encoder, table, rows)
+    described = {"run": str(folder), "data": data or own, "split": split}
+    if trust is None or kept is None:
+        probabilities = class_probabilities(opened.fitted, features)
+        return described | classification_metrics(probabilities, table.labels[rows], table.class_names)
+    judge = _make_judge(opened, kept, trust, progress)
+    judged = judge(features)
+    metrics = classification_metrics(judged.probabilities, table.labels[rows], table.class_names)
+    return described | metrics | _measured(judge, judged, features, table.labels[rows], table.class_names)
+
+
+def _refuse_seen_images(trust: TrustRequest, data: str, split: str, own: str) -> None:
+    """Stop where calibration would be measured on the images that it comes from."""
+    if trust.needs_images and data == own and split != "test":
+        raise UserError(
+            f"The {split} split of the run's own data holds images of the fit or of its calibration; measure "
+            "prediction sets on --split test, or on other data."
+        )
+    if trust.calibration and data != own and _same_data(trust.calibration, data):
+        raise UserError(
+            f"'{data}' cannot both calibrate and be measured on; give --calibration other labelled images."
+        )
+
+
+def _measured(
+    judge: Judge,
+    judged: Judgement,
+    features: torch.Tensor,
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Calibration before and after, and coverage, as far as they were asked for."""
+    facts = judge.describe()
+    found: dict[str, Any] = {}
+    if judge.request.calibrated:
+        before, after = class_probabilities(judge.fitted, features), judged.probabilities
+        found["calibration"] = {
+            "temperature": facts["temperature"],
+            "before": calibration_scores(before, labels),
+            "after": calibration_scores(after, labels),
+        }
+    if judge.sets is not None and judged.sets is not None:
+        usual = judge.sets.usual_coverage(len(labels))
+        origin = {"calibration": facts["calibration"], "usual": usual and list(usual)}
+        found["conformal"] = facts["conformal"] | origin | coverage(judged.sets, labels, class_names)
+    return found
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities of images.
+    """Class probabilities of images, and what else was asked of them.
 
     Attributes:
         images: n paths as given or found.
         class_names: C names.
-        probabilities: shape ``(n, C)``.
+        probabilities: shape ``(n, C)``; temperature-scaled if that was asked for.
+        sets: which classes are in each image's prediction set, shape ``(n, C)``, if asked for.
+        outside: out-of-distribution scores, p-values and flags, if asked for.
+        origin: how sets and scores come about, ready for JSON; empty if neither was asked for.
     """
 
     images: tuple[str, ...]
     class_names: tuple[str, ...]
     probabilities: NDArray[np.float64]
+    sets: NDArray[np.bool_] | None = None
+    outside: Outside | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """One mapping an image, ready for JSON."""
+        more = self._columns()
         return [
             {
                 "image": image,
@@ -238,13 +378,33 @@ class Predictions:
                 "probabilities": {
                     n: round(float(p), 6) for n, p in zip(self.class_names, shares, strict=True)
                 },
+                **{name: values[row] for name, values in more.items()},
             }
-            for image, shares in zip(self.images, self.probabilities, strict=True)
+            for row, (image, shares) in enumerate(zip(self.images, self.probabilities, strict=True))
         ]
 
     def csv(self) -> str:
-        """The same as CSV text."""
-        return predictions_table(self.images, self.probabilities, self.class_names)
+        """The same as CSV text; a set's classes are divided by `` | ``, a flag is 1 or 0."""
+        text = {name: [_csv_cell(value) for value in values] for name, values in self._columns().items()}
+        return predictions_table(self.images, self.probabilities, self.class_names, more=text)
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """What was asked for beside the probabilities: one value an image by the column's name."""
+        columns: dict[str, list[Any]] = {}
+        if self.sets is not None:
+            names = np.array(self.class_names, dtype=object)
+            columns["set"] = [names[inside].tolist() for inside in self.sets]
+        if self.outside is not None:
+            columns["ood_score"] = [round(score, 6) for score in self.outside.scores.tolist()]
+            columns["ood_p"] = [round(p, 6) for p in self.outside.p_values.tolist()]
+            columns["ood_flag"] = self.outside.flags.tolist()
+        return columns
+
+
+def _csv_cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " | ".join(value)
+    return str(int(value)) if isinstance(value, bool) else f"{value:.6f}"
 
 
 def predict_images(
@@ -254,21 +414,62 @@ def predict_images(
     device: str = "auto",
     precision: str | None = None,
     progress: ProgressReport = no_progress,
+    trust: TrustRequest | None = None,
 ) -> Predictions:
     """Classify image files, and all images below folders, with a run.
 
     DICOM and NIfTI images are shown in the window that the run was fitted with; the towers compute in the
     run's own precision unless another is named.
 
+    Args:
+        folder: run directory.
+        inputs: image files and folders.
+        backbone, device, precision: as :func:`open_run` has them.
+        progress: told of loading and encoding.
+        trust: prediction sets, out-of-distribution scores and calibrated probabilities, if wanted.
+
     Raises:
-        UserError: no image is found, one cannot be read, or the backbone is another.
+        UserError: no image is found, one cannot be read, or the backbone is another; the run does not keep
+            what ``trust`` asks for.
     """
     run = read_run(folder)
+    trust = trust if trust and trust.anything else None
+    kept = required_trust(run, trust) if trust else None
     images = find_images(inputs)
     opened = open_run(run, backbone, device, precision, progress)
+    judge = _make_judge(opened, kept, trust, progress) if trust and kept else None
     features = opened.encoder.encode_image_files(opened.shown(images))[:, 0]
-    probabilities = class_probabilities(opened.fitted, features)
-    return Predictions(tuple(map(str, images)), run.class_names, probabilities)
+    names = tuple(map(str, images))
+    if judge is None:
+        return Predictions(names, run.class_names, class_probabilities(opened.fitted, features))
+    said = judge(features)
+    return Predictions(names, run.class_names, said.probabilities, said.sets, said.outside, judge.describe())
+
+
+def _make_judge(opened: OpenRun, kept: Trust, request: TrustRequest, progress: ProgressReport) -> Judge:
+    """A judge by the run's own calibration images, or by those that the request names."""
+    if request.calibration and request.needs_images:
+        table, rows = _named_calibration(opened.run, request.calibration, progress)
+        kept = recalibrated(kept, opened.fitted, *_labelled(opened.encoder, table, rows))
+    return make_judge(opened.fitted, kept, request, opened.run.class_names)
+
+
+def _named_calibration(run: Run, spec: str, progress: ProgressReport) -> tuple[Dataset, NDArray[np.int64]]:
+    """All images of other data; of the run's own, those of the val split that are no validation shots."""
+    own = _same_data(spec, run.record["data"]["spec"])
+    draw_phantoms(spec, progress)
+    table = recorded_dataset(run, None if own else spec)
+    if not own:
+        return table, np.arange(len(table), dtype=np.int64)
+    sample = run.record["support"]
+    chosen = sample_support(table, sample["shots"], sample["seed"], sample["val_shots"])
+    rows = calibration_rows(table, chosen, len(table), sample["seed"])
+    if len(rows) == 0:
+        raise UserError(
+            f"The val split of '{spec}' has no images beyond the validation shots; fit again with a larger "
+            "--val-fraction, or name other labelled images of these classes with --calibration."
+        )
+    return table, rows
 
 
 def find_images(inputs: list[Path]) -> list[Path]:
@@ -290,7 +491,7 @@ def find_images(inputs: list[Path]) -> list[Path]:
 
 def class_probabilities(fitted: Fitted, features: torch.Tensor) -> NDArray[np.float64]:
     """Unit image features ``(n, d)`` -> softmax of the logits in float64, ``(n, C)``."""
-    return fitted.logits(features).double().softmax(dim=1).numpy()
+    return tempered(fitted.logits(features), 1.0)
 
 
 @dataclass(frozen=True)
@@ -422,4 +623,17 @@ def _describe_support(request: FitRequest, table: Dataset, chosen: FewShotIndice
         "views": request.views,
         "train": [table.file(i) for i in chosen.train],
         "val": [table.file(i) for i in chosen.val],
+    }
+
+
+def _describe_calibration(
+    request: FitRequest, table: Dataset, rows: NDArray[np.int64], trust: Trust
+) -> dict[str, Any]:
+    counts = np.bincount(table.labels[rows], minlength=len(table.class_names))
+    return {
+        "asked": request.calibration_images,
+        "images": [table.file(i) for i in rows],
+        "per_class": {name: int(n) for name, n in zip(table.class_names, counts, strict=True)},
+        "grouped": table.groups is not None,
+        "temperature": trust.temperature,
     }

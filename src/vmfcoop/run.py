@@ -28,7 +28,9 @@ from vmfcoop.methods.base import History
 
 FORMAT = 1
 RECORD, ADAPTER, METRICS = "run.json", "adapter.safetensors", "metrics.json"
-PREDICTIONS, HISTORY = "predictions.csv", "history.csv"
+PREDICTIONS, HISTORY, TRUST = "predictions.csv", "history.csv", "trust.safetensors"
+REPORT = "report.html"
+"""Written into the folder later, by ``vmfcoop report``; it shows images."""
 LIBRARIES = ("torch", "torchvision", "open-clip-torch", "transformers", "timm", "scikit-learn", "numpy")
 
 
@@ -85,6 +87,7 @@ def write_run(
     metrics: Mapping[str, Any],
     predictions: str,
     overwrite: bool = False,
+    trust: bytes | None = None,
 ) -> None:
     """Write a run directory: all of its files or none.
 
@@ -95,6 +98,7 @@ def write_run(
         metrics: becomes ``metrics.json``.
         predictions: CSV text, see :func:`predictions_table`.
         overwrite: replace a run directory that is there.
+        trust: becomes ``trust.safetensors``, see :func:`vmfcoop.trust.record.trust_bytes`.
 
     Raises:
         UserError: the folder is there, or the disk is full; what was there stays as it was.
@@ -111,6 +115,8 @@ def write_run(
             (scratch / METRICS).write_text(_pretty(metrics), encoding="utf-8")
             (scratch / PREDICTIONS).write_text(predictions, encoding="utf-8")
             (scratch / HISTORY).write_text(history_table(fitted.history), encoding="utf-8")
+            if trust is not None:
+                (scratch / TRUST).write_bytes(trust)
             (scratch / RECORD).write_text(_pretty(full_record), encoding="utf-8")
             _move_into_place(scratch, folder)
         finally:
@@ -165,16 +171,28 @@ def predictions_table(
     probabilities: NDArray[np.floating[Any]],
     class_names: Sequence[str],
     labels: NDArray[np.int64] | None = None,
+    more: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """CSV text: ``image[,label],predicted,probability,p(<class>)...``, one row an image."""
+    """CSV text: ``image[,label],predicted,probability,p(<class>)...``, one row an image.
+
+    Args:
+        sources: n names of images.
+        probabilities: shape ``(n, C)``.
+        class_names: C names.
+        labels: true classes, shape ``(n,)``, if known.
+        more: further columns by their name, n values each, put last.
+    """
+    further = more or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     known = ["label"] if labels is not None else []
-    writer.writerow(["image", *known, "predicted", "probability", *(f"p({name})" for name in class_names)])
+    shares_of = [f"p({name})" for name in class_names]
+    writer.writerow(["image", *known, "predicted", "probability", *shares_of, *further])
     for row, (source, shares) in enumerate(zip(sources, probabilities, strict=True)):
         best = int(shares.argmax())
         truth = [class_names[labels[row]]] if labels is not None else []
-        writer.writerow([source, *truth, class_names[best], *(f"{p:.6f}" for p in (shares[best], *shares))])
+        numbers = [f"{p:.6f}" for p in (shares[best], *shares)]
+        writer.writerow([source, *truth, class_names[best], *numbers, *(c[row] for c in further.values())])
     return text.getvalue()
 
 

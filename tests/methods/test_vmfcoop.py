@@ -173,9 +173,9 @@ def test_total_loss(vectors, anchors_in_sc, per_shot, gates):
     [
         ({"anchor": False, "contrastive": False, "symmetric": False}, {"loss", "ce"}),
         ({"contrastive": False, "symmetric": False}, {"loss", "ce", "anc"}),
-        ({"symmetric": False}, {"loss", "ce", "anc", "sc"}),
+        ({"symmetric": False}, {"loss", "ce", "anc", "sc", "tau"}),
         ({"anchor": False, "contrastive": False}, {"loss", "ce", "rce"}),
-        ({}, {"loss", "ce", "rce", "anc", "sc"}),
+        ({}, {"loss", "ce", "rce", "anc", "sc", "tau"}),
     ],
 )
 def test_ablation_rows_switch_the_terms(switches, expected):

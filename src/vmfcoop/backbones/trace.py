@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,11 +130,16 @@ def trace(
     """
     kept: list[Tensor] = []
     tokens: list[Tensor] = []
+    own = threading.get_ident()
 
+    # Another thread may be in the same tower: its pass is neither kept nor changed.
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        kept.append(output)
+        if threading.get_ident() == own:
+            kept.append(output)
 
     def keep_tokens(module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != own:
+            return None
         tokens.append(output[0] if isinstance(output, tuple) else output)
         if module is not blocks[-1]:
             return None

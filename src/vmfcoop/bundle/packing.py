@@ -36,7 +36,7 @@ from vmfcoop.descriptions.bank import packaged_keys
 from vmfcoop.errors import UserError
 from vmfcoop.files import home
 from vmfcoop.progress import ProgressReport, no_progress
-from vmfcoop.run import RECORD, Run, read_run
+from vmfcoop.run import RECORD, REPORT, Run, read_run
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,10 @@ def _pack_run(
     for path in sorted(visible_files(folder)):
         if path.is_symlink():
             parts.remarks.append(f"'{path}' is a link and was left out.")
+        elif path == folder / REPORT and not data:
+            parts.remarks.append(
+                f"{REPORT} shows images of the data and was left out; --data takes it along."
+            )
         else:
             parts.contents[f"{RUN}/{path.relative_to(folder).as_posix()}"] = path
     recorded = run.record["backbone"]

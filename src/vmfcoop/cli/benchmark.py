@@ -1,15 +1,27 @@
-"""Benchmarks and their reports."""
+"""Benchmarks, and the reports of runs and of benchmarks."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vmfcoop.cli.common import SOME_FAILED, Json, StoredPrecision, err, escape, out, progress_shown
+from vmfcoop.cli.common import (
+    SOME_FAILED,
+    Device,
+    Json,
+    OtherBackbone,
+    StoredPrecision,
+    err,
+    escape,
+    out,
+    progress_shown,
+)
+from vmfcoop.errors import UserError
 
 
 class Engine(StrEnum):
@@ -86,17 +98,92 @@ def benchmark(
 
 
 def report(
-    bench: Annotated[Path, typer.Argument(help="A folder that benchmark wrote.", show_default=False)],
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to; default BENCH/report.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A folder that fit or benchmark wrote.", show_default=False)],
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="Of a run: the page, default RUN/report.html. Of a benchmark: a folder."),
+    ] = None,
+    backbone: OtherBackbone = None,
+    device: Device = "auto",
+    maps: Annotated[
+        str | None,
+        typer.Option(
+            "--map", help="How a run's mistakes are explained; none: not.", show_default="occlusion"
+        ),
+    ] = None,
+    mistakes: Annotated[
+        int | None,
+        typer.Option(help="How many of a run's mistakes are shown.", min=0, show_default="8"),
+    ] = None,
     reference: Annotated[
-        str, typer.Option(help="Title of the method that others are tested against.")
-    ] = "vMFCoOp",
+        str | None,
+        typer.Option(
+            help="Title of the method that a benchmark's others are tested against.", show_default="vMFCoOp"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a benchmark's tables (Markdown, LaTeX, CSV) and one HTML page with curves, ranks and settings.
+    """Write what there is to read about a run, one HTML page, or about a benchmark, a page and its tables.
 
-    Example: [bold]vmfcoop report runs/phantom[/]
+    A run's page needs no network and can be sent on: metrics with intervals, confusion, calibration,
+    training, the sphere of images and texts, mistakes with maps, the support set, limits. It has pictures of
+    the data.
+
+    Example: [bold]vmfcoop report runs/lesions[/]
     """
+    from vmfcoop.benchmark.results import RECIPE
+    from vmfcoop.run import RECORD
+
+    if (folder / RECORD).is_file():
+        _only_for("a benchmark", {"--reference": reference})
+        _report_run(folder, to, backbone, device, maps, mistakes, as_json)
+    elif (folder / RECIPE).is_file():
+        _only_for("a run", {"--backbone": backbone, "--map": maps, "--mistakes": mistakes})
+        _report_benchmark(folder, to, reference or "vMFCoOp", as_json)
+    else:
+        raise UserError(
+            f"'{folder}' is no run directory (it has no {RECORD}) and no benchmark folder (it has no "
+            f"{RECIPE}); give a folder that 'fit' or 'benchmark' wrote."
+        )
+
+
+def _only_for(kind: str, options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]} is for the report of {kind} only; leave it out.")
+
+
+def _report_run(
+    folder: Path,
+    page: Path | None,
+    backbone: str | None,
+    device: str,
+    maps: str | None,
+    mistakes: int | None,
+    as_json: bool,
+) -> None:
+    from vmfcoop.explain.maps import DEFAULT_METHOD
+    from vmfcoop.reporting.run_report import MISTAKES, write_run_report
+
+    with progress_shown() as progress:
+        written = write_run_report(
+            folder,
+            page,
+            backbone,
+            device,
+            map_method=None if maps == "none" else maps or DEFAULT_METHOD,
+            shown_mistakes=MISTAKES if mistakes is None else mistakes,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps({"run": str(folder), "report": str(written.path), "missing": list(written.missing)}))
+        return
+    out.print(f"Wrote {written.path}", highlight=False, soft_wrap=True)
+    for reason in written.missing:
+        err.print(f"Missing: {escape(reason)}", highlight=False, soft_wrap=True)
+
+
+def _report_benchmark(bench: Path, folder: Path | None, reference: str, as_json: bool) -> None:
     from vmfcoop.benchmark.results import read_bench
     from vmfcoop.reporting.html import write_report
 

@@ -104,7 +104,8 @@ def images(
     Kinds of map that say nothing exist: [bold]vmfcoop explain check RUN[/] tests which say anything on a run.
     """
     from vmfcoop.explain import DEFAULT_METHOD
-    from vmfcoop.explain.images import PAGE, explain_images
+    from vmfcoop.explain.images import explain_images
+    from vmfcoop.explain.outputs import PAGE
 
     folder = to or Path("explained") / run.resolve().name
     with progress_shown() as progress:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +31,10 @@ from vmfcoop.cli.common import (
     pairs,
     progress_shown,
 )
+from vmfcoop.errors import UserError
+
+if TYPE_CHECKING:
+    from vmfcoop.trust.judging import TrustRequest
 
 
 class Format(StrEnum):
@@ -38,6 +43,36 @@ class Format(StrEnum):
     table = "table"
     csv = "csv"
     json = "json"
+
+
+Conformal = Annotated[
+    float | None,
+    typer.Option(
+        metavar="ALPHA",
+        help="Give the set of classes that holds the true one in at least 1 - ALPHA of images, as 0.1. It "
+        "does so if new images are like the run's calibration images: not of another scanner, and not "
+        "several of one patient.",
+    ),
+]
+ConformalMethod = Annotated[
+    str | None, typer.Option(help="Of the sets: lac (smallest), aps or raps.", show_default="lac")
+]
+ClassConditional = Annotated[
+    bool,
+    typer.Option(
+        "--class-conditional",
+        help="Hold 1 - ALPHA within every class: also where class frequencies differ, with larger sets.",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Labelled images of the same classes, unseen by the fit, in place of those that the run keeps."
+    ),
+]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="Temperature-scaled probabilities, by the validation shots.")
+]
 
 
 def demo(
@@ -100,6 +135,14 @@ def fit(
     val_shots: Annotated[
         int | None, typer.Option(help="Validation images a class; default min(K, 4).")
     ] = None,
+    calibration_images: Annotated[
+        int,
+        typer.Option(
+            help="At most so many further val images are kept for predict --conformal and --ood; their "
+            "labels come on top of the few shots. 0: none.",
+            min=0,
+        ),
+    ] = 256,
     test_fraction: TestFraction = 0.3,
     val_fraction: ValFraction = 0.2,
     split_seed: SplitSeed = 0,
@@ -130,6 +173,7 @@ def fit(
         shots=shots,
         seed=seed,
         val_shots=val_shots,
+        calibration_images=calibration_images,
         descriptions=descriptions,
         class_names=pairs(class_name, "--class-name"),
         views=views,
@@ -161,7 +205,17 @@ def fit(
     seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in done.metrics["seconds"].items())
     rate = done.metrics["images_per_second"]
     encoded = f"\nImages: {rate:.1f} a second, each view counted" if rate else ""
-    out.print(f"Run directory: {folder}\nTime: {seconds}{encoded}", highlight=False, soft_wrap=True)
+    out.print(
+        f"Run directory: {folder}\n{_calibration_line(done.record['calibration'])}\nTime: {seconds}{encoded}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _calibration_line(kept: Mapping[str, Any]) -> str:
+    """What a fit used of labels beyond its shots."""
+    images, temperature = len(kept["images"]), kept["temperature"]
+    return f"Calibration: {images} further labelled images of the val split, temperature {temperature:.2f}"
 
 
 def evaluate(
@@ -171,6 +225,11 @@ def evaluate(
         typer.Argument(help="Other data with the same classes; default the run's own.", show_default=False),
     ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    conformal: Conformal = None,
+    conformal_method: ConformalMethod = None,
+    class_conditional: ClassConditional = False,
+    calibration: Calibration = None,
+    calibrated: Calibrated = False,
     backbone: OtherBackbone = None,
     device: Device = "auto",
     precision: RunPrecision = None,
@@ -179,16 +238,45 @@ def evaluate(
     """Measure a run on a split of its own data or of other data.
 
     Example: [bold]vmfcoop evaluate runs/lesions other-clinic/ --json[/]
+    Example: [bold]vmfcoop evaluate runs/lesions --conformal 0.1 --calibrated[/]
     """
     from vmfcoop.pipeline import evaluate_run
-    from vmfcoop.reporting.terminal import metrics_table
+    from vmfcoop.reporting.terminal import calibration_table, coverage_table, metrics_table
 
+    wanted = _trust_request(conformal, conformal_method, class_conditional, calibration, None, calibrated)
     with progress_shown() as progress:
-        metrics = evaluate_run(run, data, split, backbone, device, precision, progress)
+        metrics = evaluate_run(run, data, split, backbone, device, precision, progress, wanted)
     if as_json:
         print(json.dumps(metrics))
-    else:
-        out.print(metrics_table(f"{run}: {split} split of {metrics['data']}", metrics))
+        return
+    out.print(metrics_table(f"{run}: {split} split of {metrics['data']}", metrics))
+    if "calibration" in metrics:
+        out.print(calibration_table(metrics["calibration"]))
+    if "conformal" in metrics:
+        out.print(coverage_table(metrics["conformal"]))
+
+
+def _trust_request(
+    alpha: float | None,
+    method: str | None,
+    class_conditional: bool,
+    calibration: str | None,
+    ood: str | None,
+    calibrated: bool,
+) -> TrustRequest:
+    """What the options ask for.
+
+    Raises:
+        UserError: an option of prediction sets without their error rate, or a value out of range.
+    """
+    from vmfcoop.trust.conformal import DEFAULT_CONFORMAL_METHOD, SetRequest
+    from vmfcoop.trust.judging import TrustRequest
+
+    if alpha is None and (method or class_conditional):
+        given = "--conformal-method" if method else "--class-conditional"
+        raise UserError(f"{given} is about prediction sets; ask for them with --conformal 0.1.")
+    sets = None if alpha is None else SetRequest(alpha, method or DEFAULT_CONFORMAL_METHOD, class_conditional)
+    return TrustRequest(sets, ood, calibrated, calibration)
 
 
 def predict(
@@ -198,6 +286,23 @@ def predict(
     to: Annotated[
         Path | None, typer.Option("--out", help="Write to a file (CSV, or JSON by its name).")
     ] = None,
+    conformal: Conformal = None,
+    conformal_method: ConformalMethod = None,
+    class_conditional: ClassConditional = False,
+    ood: Annotated[
+        bool,
+        typer.Option(
+            "--ood", help="Score how far outside an image is, with the p-value and a flag where p <= 0.05."
+        ),
+    ] = False,
+    ood_score: Annotated[
+        str | None,
+        typer.Option(
+            help="image-fields, text-fields, posterior, softmax or energy.", show_default="image-fields"
+        ),
+    ] = None,
+    calibration: Calibration = None,
+    calibrated: Calibrated = False,
     backbone: OtherBackbone = None,
     device: Device = "auto",
     precision: RunPrecision = None,
@@ -206,14 +311,19 @@ def predict(
     """Classify images: the most probable class and the probability of every class.
 
     Example: [bold]vmfcoop predict runs/lesions new/ --out predictions.csv[/]
+    Example: [bold]vmfcoop predict runs/lesions new/ --conformal 0.1 --ood --calibrated[/]
     """
     from vmfcoop.files import write_atomically
     from vmfcoop.pipeline import predict_images
     from vmfcoop.reporting.terminal import predictions_table
+    from vmfcoop.trust.ood import DEFAULT_OOD_SCORE
 
+    score = ood_score or (DEFAULT_OOD_SCORE if ood else None)
+    wanted = _trust_request(conformal, conformal_method, class_conditional, calibration, score, calibrated)
     with progress_shown() as progress:
-        predictions = predict_images(run, inputs, backbone, device, precision, progress)
-    as_object = json.dumps({"run": str(run), "predictions": predictions.rows()})
+        predictions = predict_images(run, inputs, backbone, device, precision, progress, wanted)
+    origin = {"trust": predictions.origin} if predictions.origin else {}
+    as_object = json.dumps({"run": str(run), **origin, "predictions": predictions.rows()})
     if to:
         json_wanted = as_json or format is Format.json or to.suffix == ".json"
         write_atomically(to, as_object + "\n" if json_wanted else predictions.csv())

@@ -20,7 +20,7 @@ from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.explain.checks import CHECKS
 from vmfcoop.explain.dicom_out import SecondaryCaptures
 from vmfcoop.explain.maps import DEFAULT_METHOD, MAP_METHODS, saliency_maps
-from vmfcoop.explain.outputs import SUMMARY, named_images, refuse_in_use, written_whole
+from vmfcoop.explain.outputs import PAGE, SUMMARY, named_images, refuse_in_use, written_whole
 from vmfcoop.explain.page import ExplanationPage
 from vmfcoop.explain.placement import Box, place_map, seen_box
 from vmfcoop.explain.render import (
@@ -42,7 +42,6 @@ from vmfcoop.pipeline import OpenRun, class_probabilities, open_run
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.run import ADAPTER, Run, read_run
 
-PAGE = "index.html"
 AT_ONCE = 4
 """Images that are explained together; progress is told after each such batch."""
 SAME_FOR_ALL = "This kind of map is the same for every class."
@@ -217,12 +216,12 @@ def explain_images(
     named = named_images(inputs, neutral)
     paths = [path for path, _ in named]
     _check_identifiers(paths, dicom, keep_identifiers)
-    opened = open_run(run, backbone, device, precision, progress)
-    aim = _Aim(opened, wanted, contrast)
-    shown = opened.shown(paths)
-    probabilities = class_probabilities(opened.fitted, opened.encoder.encode_image_files(shown)[:, 0])
-    cases = [_Case(*pair, *rest) for pair, *rest in zip(named, shown, probabilities, strict=True)]
     with written_whole(out) as scratch:
+        opened = open_run(run, backbone, device, precision, progress)
+        aim = _Aim(opened, wanted, contrast)
+        shown = opened.shown(paths)
+        probabilities = class_probabilities(opened.fitted, opened.encoder.encode_image_files(shown)[:, 0])
+        cases = [_Case(*pair, *rest) for pair, *rest in zip(named, shown, probabilities, strict=True)]
         captures = SecondaryCaptures(keep_identifiers) if dicom else None
         writer = _Writer(run, method, scratch, captures, neutral, len(cases))
         for start in range(0, len(cases), AT_ONCE):
@@ -370,7 +369,7 @@ class _Writer:
         ]
         (self._folder / SUMMARY).write_bytes(_pretty({**self._common, "images": rows}))
         page = self._page.html(self._run, self._method, self.standing, self._neutral)
-        (self._folder / PAGE).write_text(page, encoding="utf-8")
+        (self._folder / PAGE).write_bytes(page.encode(errors="replace"))
 
     def _notes(self, image: ExplainedImage) -> tuple[str, ...]:
         """What is to be said of this image alone."""
@@ -407,4 +406,5 @@ def _describe_run(run: Run) -> dict[str, Any]:
 
 
 def _pretty(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    # Names of files may hold bytes that are no Unicode; escaped, they are valid JSON.
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.methods.base import Fitted
+from vmfcoop.methods.vmf_posterior import PosteriorClassifier, log_predictive
 
 REST, NONE = "rest", "none"
 """Contrasts that are no class: all other classes together, and nothing."""
@@ -33,7 +34,8 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
     .. math:: z_c - \log \sum_{k \ne c} e^{z_k}, \qquad z_c - z_d, \qquad z_c
 
     for the contrasts rest, class d and none. The first is the log-odds of the class. The logit alone also
-    rises with whatever all classes have in common, such as being a brain at all.
+    rises with whatever all classes have in common, such as being a brain at all. The logits of the vMF
+    posterior are relative to its most probable class; the score of a class alone is its log density there.
 
     Args:
         fitted: the classifier.
@@ -52,6 +54,8 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
     """
     c = class_index(fitted, wanted)
     name = fitted.class_names[c]
+    if contrast == NONE and isinstance(fitted, PosteriorClassifier):
+        return Target(f"{name} (log density)", lambda features: log_densities(fitted, features)[:, c])
     if contrast == NONE:
         return Target(name, lambda features: fitted.logits(features)[:, c])
     if contrast == REST:
@@ -73,6 +77,13 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
 def log_odds(logits: Tensor, c: int, others: list[int]) -> Tensor:
     """z_c - log sum_k exp z_k over the others, for logits ``(n, C)`` -> ``(n,)``."""
     return logits[:, c] - logits[:, others].logsumexp(dim=1)
+
+
+def log_densities(fitted: PosteriorClassifier, features: Tensor) -> Tensor:
+    """T log p(x | class) of the vMF posterior, unit image features ``(n, d)`` -> ``(n, C)``, float32."""
+    points = fitted.frame.images(features.double())
+    densities = log_predictive(points, fitted.class_embeddings, fitted.concentrations, fitted.frame.kappa)
+    return (fitted.temperature * densities).float()
 
 
 def direction_target(direction: Tensor, name: str) -> Target:

@@ -203,7 +203,7 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
         shots: int,
         gates: Tensor | None = None,
     ) -> Terms:
-        """Every term and the total.
+        """Every term, the total, and the contrastive temperature ``tau``, which the history keeps.
 
         Args:
             prompts: P, unit rows, shape ``(C, d)``.
@@ -231,5 +231,6 @@ class VMFCoOp(PromptMethod[VMFCoOpConfig]):
             )
             targets = anchors if config.contrastive_anchors == "static" else dynamic
             terms["sc"] = spherical_contrastive_loss(prompts, targets, temperature, gates)
+            terms["tau"] = torch.tensor(temperature)
             total = total + share * config.lambda_sc * terms["sc"]
         return {"loss": total, **terms}

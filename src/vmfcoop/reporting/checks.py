@@ -24,19 +24,19 @@ DEPENDENCE = (
     Column("rank_gibberish", "ρ gibberish ↓"),
     Column("rank_wrong_class", "ρ wrong class ↓"),
     Column("rank_weights_25", "ρ weights 1/4"),
-    Column("rank_weights_50", "1/2"),
-    Column("rank_weights_75", "3/4"),
-    Column("rank_weights_100", "all → 0"),
+    Column("rank_weights_50", "ρ weights 1/2"),
+    Column("rank_weights_75", "ρ weights 3/4"),
+    Column("rank_weights_100", "ρ all weights → 0"),
 )
 CURVES = (
     Column("deletion", "deletion ↓"),
-    Column("deletion_gain", "minus random ↓"),
+    Column("deletion_gain", "deletion minus random ↓"),
     Column("insertion", "insertion ↑"),
-    Column("insertion_gain", "minus random ↑"),
+    Column("insertion_gain", "insertion minus random ↑"),
 )
 PLACES = (
     Column("energy", "energy inside ↑"),
-    Column("energy_gain", "minus area ↑"),
+    Column("energy_gain", "energy minus area ↑"),
     Column("pointing", "pointing ↑"),
     Column("iou", "IoU at 0.5 ↑"),
     Column("iou_set_best", "IoU, best of set*"),

@@ -95,7 +95,7 @@ def accuracy_curves(table: Table, key: str, emphasised: Sequence[str]) -> str:
             _draw_curve(axes, row, shots, looks[row.label])
         _draw_chance(axes, table, shots)
         _label_ends(axes, rows, shots, looks)
-        return _svg(figure, key, _curves_alt(table, rows, shots, emphasised))
+        return inline_svg(figure, key, _curves_alt(table, rows, shots, emphasised))
 
 
 def _drawn(table: Table) -> list[Row]:
@@ -235,7 +235,7 @@ def base_to_novel_bars(table: Table, key: str, reference: str = REFERENCE) -> st
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel("accuracy (%); dashed: chance")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0)
-        return _svg(figure, key, _bars_alt(table, rows))
+        return inline_svg(figure, key, _bars_alt(table, rows))
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row], column: int, name: str, shift: float) -> None:
@@ -296,7 +296,7 @@ def critical_difference_diagram(ranking: Ranking, key: str, reference: str = REF
             depth = 0.45 + 0.28 * position
             ends = (min(ranks) - 0.004 * count, max(ranks) + 0.004 * count)
             axes.plot(ends, (depth, depth), color=PALETTE[0], linewidth=3, solid_capstyle="round")
-        return _svg(figure, key, _ranks_alt(ranking, order))
+        return inline_svg(figure, key, _ranks_alt(ranking, order))
 
 
 def _room(ranking: Ranking, methods: Sequence[int]) -> float:
@@ -324,7 +324,7 @@ def _ranks_alt(ranking: Ranking, order: Sequence[int]) -> str:
     )
 
 
-def _svg(figure: Figure, key: str, alt: str) -> str:
+def inline_svg(figure: Figure, key: str, alt: str) -> str:
     """A figure as an ``<svg>`` element whose ids begin with the key and whose colours follow the page."""
     file = io.StringIO()
     silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -206,7 +206,12 @@ def duration(seconds: float) -> str:
 
 
 def flat_settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as lines: ``methods[0].settings.epochs`` and its value."""
+    """Nested settings as lines: ``methods[0].settings.epochs`` and its value.
+
+    Example:
+        >>> list(flat_settings({"data": [{"spec": "btmri"}], "seeds": [1, 2]}))
+        [('data[0].spec', 'btmri'), ('seeds', '1, 2')]
+    """
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from flat_settings(inner, f"{path}.{key}" if path else str(key))

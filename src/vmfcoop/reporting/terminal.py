@@ -51,13 +51,60 @@ def metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def calibration_table(calibration: Mapping[str, Any]) -> Table:
+    """Calibration of the probabilities before and after temperature scaling."""
+    title = f"Temperature {calibration['temperature']:.2f}, by the validation shots"
+    table = Table("probabilities", "ECE", "NLL", "Brier", title=title, title_justify="left")
+    for name, key in (("as fitted", "before"), ("calibrated", "after")):
+        scores = calibration[key]
+        table.add_row(name, *(f"{scores[score]:.3f}" for score in ("ece", "nll", "brier")))
+    return table
+
+
+def coverage_table(conformal: Mapping[str, Any]) -> Table:
+    """How often prediction sets hold the true class, overall and by class."""
+    title = (
+        f"Prediction sets ({conformal['method']}) at 1 - alpha = {1 - conformal['alpha']:g}, "
+        f"calibrated on {conformal['calibration']['images']} images"
+    )
+    if conformal["class_conditional"]:
+        title += ", class by class"
+    table = Table("class", "coverage", "95 % interval", "mean size", "images", title=title)
+    table.title_justify = "left"
+    for name, row in {**conformal["per_class"], "all": conformal}.items():
+        if row["n"] == 0:
+            table.add_row(name, "-", "-", "-", "0")
+            continue
+        low, high = row["interval"]
+        table.add_row(
+            name,
+            f"{row['coverage']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['mean_size']:.2f}",
+            str(row["n"]),
+        )
+    if conformal["usual"]:
+        low, high = conformal["usual"]
+        table.caption = f"usual for images like the calibration images: {low:.3f} to {high:.3f}"
+        table.caption_justify = "left"
+    return table
+
+
 def predictions_table(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Table:
-    """The predicted class and every class's probability, a row an image."""
-    table = Table("image", "predicted", *class_names)
+    """The predicted class and every class's probability, and what else was asked for, a row an image."""
+    more = [key for key in rows[0] if key not in ("image", "predicted", "probabilities")]
+    table = Table("image", "predicted", *class_names, *more)
     for row in rows:
         shares = row["probabilities"]
-        table.add_row(row["image"], row["predicted"], *(f"{shares[name]:.3f}" for name in class_names))
+        cells = [f"{shares[name]:.3f}" for name in class_names]
+        table.add_row(row["image"], row["predicted"], *cells, *(_cell(row[key]) for key in more))
     return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " | ".join(value)
+    return ("outside" if value else "") if isinstance(value, bool) else f"{value:.3f}"
 
 
 def accuracy_table(
@@ -181,5 +228,6 @@ def demo_report(demo: Demo, pictures: bool) -> Group:
         f"Three test images, by vMFCoOp at K = {max(demo.shots)} (the run directory {run}):",
         "",
         cards,
+        Text(f"The report of that run, for a browser: {demo.report}\n", no_wrap=True, overflow="ignore"),
         Text(NEXT_STEPS, no_wrap=True),
     )
