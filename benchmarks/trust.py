@@ -3,7 +3,7 @@
 For every dataset, method and seed: a fit at 16 shots as ``vmfcoop fit`` does it, with the calibration images
 that it keeps, measured on the test split. Datasets are the phantoms on the embedded CLIP and, where
 VMFCOOP_TEST_DATA names a folder with ``data/``, ``descriptions/`` and ``models/``, its real sets on its small
-real CLIP. Minutes on one core.
+real CLIP. All of it takes more than half an hour on one core; parts can be chosen.
 
     python -m benchmarks.trust
     python -m benchmarks.trust --phantoms phantom-brain-mri --seeds 1 --methods vmf-posterior
@@ -37,9 +37,10 @@ from vmfcoop.methods import Fitted
 from vmfcoop.pipeline import calibration_rows
 from vmfcoop.trust.calibration import calibration_scores, fit_temperature, tempered
 from vmfcoop.trust.conformal import SetRequest, covered_law, fit_sets
-from vmfcoop.trust.judging import fit_trust
+from vmfcoop.trust.judging import Labelled, fit_trust
 from vmfcoop.trust.ood import DEFAULT_OOD_SCORE, OOD_SCORES, Seen, all_scores, fit_text_fields, outside
 from vmfcoop.trust.record import Trust
+from vmfcoop.trust.used_files import file_digests
 
 SHOTS, VIEWS, CALIBRATION = 16, 8, 256
 ALPHAS = (0.05, 0.1, 0.2)
@@ -121,8 +122,9 @@ def cells_of(family: Family, methods: Sequence[str], seeds: Sequence[int]) -> It
             features = family.features(data, test)
             for seed, support, fitted in zip(seeds, supports, fits, strict=True):
                 rows = calibration_rows(table, sample_support(table, SHOTS, seed), CALIBRATION, seed)
-                kept = (family.features(data, rows), torch.from_numpy(table.labels[rows]))
-                trust = fit_trust(fitted, support, fit_text_fields(texts), *kept)
+                labels, none = torch.from_numpy(table.labels[rows]), file_digests([])
+                kept = Labelled(family.features(data, rows), labels, none)
+                trust = fit_trust(fitted, support, fit_text_fields(texts), kept, none)
                 logits = fitted.logits(features).detach()
                 yield Cell(family, data, method, seed, fitted, trust, logits, table.labels[test])
             print(f"fitted {method} on {data}", file=sys.stderr, flush=True)

@@ -1,26 +1,50 @@
 """Prediction sets, outside scores and calibrated probabilities from the command line, on drawn images."""
 
 import csv
+import io
 import json
+import math
+import re
 import shutil
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scipy.stats import betabinom
 
 from tests.test_cli import refused, vmfcoop
+from vmfcoop.backbones import load_backbone
 from vmfcoop.data import load_dataset, sample_support
 from vmfcoop.data.phantoms import PHANTOMS, materialise
-from vmfcoop.pipeline import FitRequest, calibration_rows, predict_images, run_fit
+from vmfcoop.evaluation import classification_metrics
+from vmfcoop.pipeline import (
+    FitRequest,
+    Predictions,
+    calibration_rows,
+    predict_images,
+    recorded_dataset,
+    run_fit,
+)
+from vmfcoop.reporting.terminal import coverage_table, metrics_table, predictions_table
 from vmfcoop.run import read_run
-from vmfcoop.trust.conformal import SetRequest, fit_sets
+from vmfcoop.trust.conformal import SetRequest, coverage, fit_sets
 from vmfcoop.trust.judging import TrustRequest
 from vmfcoop.trust.record import read_trust
 
 METHOD = ["--backbone", "phantom", "--method", "vmf-posterior", "--shots", 4, "--views", 2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_backbone():
+    """The embedded CLIP, loaded once for all commands of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmfcoop.pipeline.load_backbone", cache(load_backbone))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +197,133 @@ def test_evaluate_reports_coverage_and_calibration(run, images):
     assert "as fitted" in shown and "calibrated" in shown
 
 
-def test_coverage_on_other_data_with_own_calibration(run, images, tmp_path):
-    other = shutil.copytree(images, tmp_path / "other")
-    found = json.loads(vmfcoop("evaluate", run, "--conformal", 0.2, "--calibration", other, "--json").stdout)
-    assert found["conformal"]["calibration"] == {"images": 132, "source": str(other)}
-    low, high = betabinom(found["n"], 107, 26).interval(0.95)  # k = ceil(133 x 0.8) of 132
-    assert found["conformal"]["usual"] == pytest.approx([low / found["n"], high / found["n"]])
+def test_images_of_the_fit_are_left_out_of_a_named_calibration(run, images, tmp_path):
+    """A copy under other names holds the support, the validation shots and the kept images."""
+    other = tmp_path / "other"
+    for folder in filter(Path.is_dir, images.iterdir()):
+        (other / folder.name).mkdir(parents=True)
+        for path in folder.iterdir():
+            shutil.copy(path, other / folder.name / f"copy-{path.name}")
+    record = read_run(run).record
+    one = next(images.rglob("*.png"))
+    named = vmfcoop("predict", run, one, "--conformal", 0.2, "--calibration", other, "--json")
+    assert "24 of the 132 images of" in named.stderr and "left out of the calibration" in named.stderr
+    found = json.loads(named.stdout)["trust"]["calibration"]
+    assert found == {"images": 132 - 12 - 12, "source": str(other)}
+    # What remains holds the test images of the run's own data.
     refused(
-        vmfcoop("evaluate", run, other, "--conformal", 0.2, "--calibration", other),
+        vmfcoop("evaluate", run, "--conformal", 0.2, "--calibration", other), "already used .* --calibration"
+    )
+    used = {Path(name) for key in ("train", "val") for name in record["support"][key]}
+    for name in used:
+        (other / name.parent / f"copy-{name.name}").rename(tmp_path / f"{name.parent.name}-{name.name}")
+    assert not vmfcoop("predict", run, one, "--ood", "--calibration", other, "--json").stderr.strip()
+
+
+def test_coverage_on_new_data_with_own_calibration(run, images, tmp_path):
+    """Calibrated on one half of a local collection and measured on the other."""
+    halves = [tmp_path / "calibrate.csv", tmp_path / "measure.csv"]
+    table = load_dataset(images, val_fraction=0.3, test_fraction=0.4)
+    test = table.indices("test")
+    for half, rows in zip(halves, (test[::2], test[1::2]), strict=True):
+        lines = [f"{table.paths[i]},{table.class_names[table.labels[i]]}" for i in rows]
+        half.write_text("\n".join(["path,label", *lines]) + "\n")
+    shown = vmfcoop("evaluate", run, halves[1], "--conformal", 0.2, "--calibration", halves[0], "--json")
+    assert "already used" not in shown.stderr
+    conformal, n = json.loads(shown.stdout)["conformal"], len(test[::2])
+    assert conformal["calibration"] == {"images": n, "source": str(halves[0])}
+    order = math.ceil((n + 1) * 0.8)
+    low, high = betabinom(conformal["n"], order, n + 1 - order).interval(0.95)
+    assert conformal["usual"] == pytest.approx([low / conformal["n"], high / conformal["n"]])
+    refused(
+        vmfcoop("evaluate", run, halves[0], "--conformal", 0.2, "--calibration", halves[0]),
         "cannot both calibrate and be measured on",
     )
+    with halves[0].open("a") as file:
+        file.write(f"{measured_on(run, halves[1])},{table.class_names[0]}\n")
+    some = vmfcoop("evaluate", run, halves[1], "--conformal", 0.2, "--calibration", halves[0], "--json")
+    assert f"1 of the {conformal['n']} images were already used to fit or to calibrate" in some.stderr
+
+
+def measured_on(run, spec):
+    """One of the images that ``evaluate`` measures on."""
+    table = recorded_dataset(read_run(run), str(spec))
+    return table.paths[table.indices("test")[0]]
+
+
+def test_a_calibration_set_may_lack_a_class_and_have_others_in_another_order(run, images, tmp_path):
+    """Thresholds are those of the same images labelled by the run's order."""
+    table, names = load_dataset(images, val_fraction=0.3, test_fraction=0.4), read_run(run).class_names
+    rows = [i for i in table.indices("test") if table.labels[i] != 0]
+    numbers = {2: 0, 1: 1}  # of the split file, which has its own
+    entries = [[str(table.paths[i]), numbers[table.labels[i]], names[table.labels[i]]] for i in rows]
+    spec = tmp_path / "split_own.json"
+    spec.write_text(json.dumps({"train": entries[::2], "val": [], "test": entries[1::2]}))
+    paths = [table.paths[i] for i in table.indices("test")]
+    wanted = TrustRequest(SetRequest(0.1, class_conditional=True), calibration=str(spec))
+    with pytest.warns(UserWarning, match=rf"in every set: {names[0]} \(0\)"):
+        found = predict_images(run, paths, trust=wanted)
+    probabilities = predict_images(run, [table.paths[i] for i in rows]).probabilities
+    with pytest.warns(UserWarning, match="every class needs 9"):
+        expected = fit_sets(wanted.sets, probabilities, table.labels[rows], names)
+    assert (found.sets == expected.sets(found.probabilities)).all()
+
+
+def test_a_record_of_another_run_or_backbone_is_refused(run, images, tmp_path):
+    one = next(images.rglob("*.png"))
+    changed = shutil.copytree(run, tmp_path / "changed")
+    path = changed / "trust.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"temperature": tensors["temperature"] * 1.01}, path)
+    refused(vmfcoop("predict", changed, one, "--ood"), "is of another run than the run.json")
+    narrow = {k: v[:, :5].clone() if "mean_directions" in k else v for k, v in tensors.items()}
+    save_file(narrow, path)
+    refused(vmfcoop("predict", changed, one, "--ood"), r"trust\.safetensors' is damaged")
+    # A score that the record names and the run's method cannot compute.
+    save_file({k: v for k, v in tensors.items() if not k.startswith("text_fields")}, path)
+    refused(vmfcoop("predict", changed, one, "--ood-score", "text-fields"), "has no score 'text-fields'")
+
+
+def test_without_validation_shots_the_temperature_is_1_and_that_is_said(images, tmp_path):
+    options = ["--val-fraction", 0, "--test-fraction", 0.4, "--out", tmp_path / "bare"]
+    shown = vmfcoop("fit", images, *METHOD, *options)
+    assert "0 further labelled images of the val split, temperature 1.00" in shown.stdout
+    one = next(images.rglob("*.png"))
+    calibrated = vmfcoop("predict", tmp_path / "bare", one, "--calibrated", "--json")
+    assert "no validation shots, so its temperature is 1" in calibrated.stderr
+    plain = vmfcoop("predict", tmp_path / "bare", one, "--json")
+    assert json.loads(calibrated.stdout)["predictions"] == json.loads(plain.stdout)["predictions"]
+    refused(vmfcoop("predict", tmp_path / "bare", one, "--conformal", 0.1), "keeps no calibration images")
+    refused(
+        vmfcoop("predict", tmp_path / "bare", one, "--conformal", 0.1, "--calibration", images),
+        "has no images for calibration.*larger --val-fraction",
+    )
+
+
+def test_names_of_classes_survive_every_format():
+    """Commas, quotes, bars, backslashes, brackets: CSV gives them back, the terminal shows them."""
+    names = ("all", 'the "c", b', "d | e", "f\\", "[bold]g[/x]")
+    sets = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]], bool)
+    shares = np.full((2, 5), 0.2)
+    found = Predictions(("one.png", "two.png"), names, shares, sets)
+    rows = list(csv.DictReader(found.csv().splitlines()))
+    for row, inside in zip(rows, sets, strict=True):
+        parts = [re.sub(r"\\(.)", r"\1", part) for part in row["set"].split(" | ")]
+        assert parts == [name for name, held in zip(names, inside, strict=True) if held]
+    assert [row["set"] for row in json.loads(json.dumps(found.rows()))] == [list(names[:3]), list(names[2:])]
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(predictions_table(found.rows(), names))
+    console.print(coverage_table(conformal_facts(sets, names)))
+    console.print(metrics_table("x", classification_metrics(shares, np.array([0, 1]), names)))
+    shown = console.export_text()
+    assert shown.count("[bold]g[/x]") == 4 and 'all | the "c", b | d | e' in shown
+    assert len(re.findall(r"^│ all ", shown, re.MULTILINE)) == 3
+
+
+def conformal_facts(sets, names):
+    """What ``evaluate --conformal`` finds, as its table takes it."""
+    facts = {"method": "lac", "alpha": 0.1, "calibration": {"images": 9}, "class_conditional": False}
+    return facts | {"usual": None} | coverage(sets, np.array([0, 1]), names)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +342,11 @@ def test_coverage_on_other_data_with_own_calibration(run, images, tmp_path):
         (["predict", "RUN", "DATA", "--ood", "--calibration", "OTHER"], "but the run was fitted on"),
         (["evaluate", "RUN", "--conformal", "0.1", "--split", "val"], "val split of the run's own data"),
         (["evaluate", "RUN", "--conformal", "0.1", "--split", "train"], "train split of the run's own data"),
+        (["evaluate", "RUN", "--calibrated", "--split", "val"], "val split of the run's own data"),
+        (["evaluate", "RUN", "--conformal", "0.1", "--split", "tset"], "Unknown split 'tset'"),
+        (["predict", "RUN", "DATA", "--ood-score", ""], "Unknown out-of-distribution score ''"),
+        (["predict", "RUN", "DATA", "--conformal", "0.1", "--conformal-method", ""], "conformal method ''"),
+        (["predict", "RUN", "DATA", "--conformal", "nan"], "error rate of prediction sets is nan"),
         (["fit", "DATA", "--calibration-images", "-1"], ""),
     ],
 )
@@ -241,11 +387,11 @@ def test_a_broken_calibration_image_is_named_before_anything_is_fitted(images, t
 def test_a_score_that_the_run_lacks_is_said(run, images, tmp_path):
     lacking = shutil.copytree(run, tmp_path / "lacking")
     tensors = load_file(lacking / "trust.safetensors")
-    tensors = {key: value for key, value in tensors.items() if "text" not in key}
+    tensors = {key: value for key, value in tensors.items() if key != "score/text-fields"}
     save_file(tensors, lacking / "trust.safetensors")
     refused(
         vmfcoop("predict", lacking, images, "--ood-score", "text-fields"),
-        "has no score 'text-fields'.*choose one of",
+        "has no score 'text-fields'.*choose one of image-fields, posterior, softmax, energy",
     )
 
 
@@ -257,7 +403,9 @@ def test_a_class_without_calibration_images_is_said(run, images, tmp_path):
         if key.startswith(("calibration", "score")):
             tensors[key] = value[kept].clone()
     save_file(tensors, partial / "trust.safetensors")
-    name = read_run(run).class_names[2]
+    name, record = read_run(run).class_names[2], json.loads((run / "run.json").read_text())
+    record["calibration"]["per_class"][name] = 0
+    (partial / "run.json").write_text(json.dumps(record))
     one = next(images.rglob("*.png"))
     marginal = vmfcoop("predict", partial, one, "--conformal", 0.3, "--json")
     assert f"No calibration image is of {name}" in marginal.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from vmfcoop.backbones.installed import recorded_spec
 from vmfcoop.backbones.registry import resolve_device, resolve_precision
 from vmfcoop.classifier import FewShotClassifier
 from vmfcoop.data import Dataset, is_image_path, load_dataset, sample_support
+from vmfcoop.data.dataset import find_listing
 from vmfcoop.data.few_shot import FewShotIndices
 from vmfcoop.data.folder import visible_files
 from vmfcoop.data.phantoms import PHANTOMS, materialise
@@ -29,12 +31,13 @@ from vmfcoop.features import CachedEncoder
 from vmfcoop.memory import keep_freed_memory
 from vmfcoop.methods import METHODS, Fitted, make_method
 from vmfcoop.progress import ProgressReport, no_progress
-from vmfcoop.run import Run, predictions_table, read_run, refuse_existing, write_run
+from vmfcoop.run import TRUST, Run, predictions_table, read_run, refuse_existing, write_run
 from vmfcoop.trust.calibration import calibration_scores, tempered
 from vmfcoop.trust.conformal import coverage
 from vmfcoop.trust.judging import (
     Judge,
     Judgement,
+    Labelled,
     TrustRequest,
     fit_trust,
     make_judge,
@@ -43,6 +46,7 @@ from vmfcoop.trust.judging import (
 )
 from vmfcoop.trust.ood import Outside, fit_text_fields
 from vmfcoop.trust.record import Trust, trust_bytes
+from vmfcoop.trust.used_files import file_digests, found_in
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def run_fit(
         encoder.encode_image_files(files, request.views)
         test = table.indices("test")
         features = encoder.encode_image_files([table.paths[i] for i in test])[:, 0]
-        calibration = _labelled(encoder, table, rows)
+        calibration = _labelled(encoder, table, rows, table.labels[rows])
     classifier = FewShotClassifier(
         encoder,
         request.method,
@@ -173,7 +177,7 @@ def run_fit(
         probabilities = class_probabilities(classifier.fitted_, features)
         metrics = classification_metrics(probabilities, table.labels[test], table.class_names)
     with watch.phase("calibrate"):
-        trust = _fit_trust(request, classifier, table, *calibration)
+        trust = _fit_trust(request, classifier, table, calibration, file_digests([*files, *validation]))
     rate = encoder.images_per_second
     metrics = {
         **metrics,
@@ -238,25 +242,25 @@ def _fit_trust(
     request: FitRequest,
     classifier: FewShotClassifier,
     table: Dataset,
-    features: torch.Tensor,
-    labels: torch.Tensor,
+    calibration: Labelled,
+    fit_files: torch.Tensor,
 ) -> Trust:
-    """What the run keeps for judging predictions, by features and labels of the calibration images."""
+    """What the run keeps for judging predictions, by the calibration images."""
     encoder, bank = classifier.encoder_, classifier.descriptions_
     sample = (request.shots, request.seed, request.views, request.val_shots)
     support = draw_support(encoder, table, bank, *sample)
     texts = None
     if METHODS[request.method].reads_descriptions:
         texts = fit_text_fields([encoder.encode_texts(list(group)) for group in support.descriptions])
-    return fit_trust(classifier.fitted_, support, texts, features, labels)
+    return fit_trust(classifier.fitted_, support, texts, calibration, fit_files)
 
 
 def _labelled(
-    encoder: CachedEncoder, table: Dataset, rows: NDArray[np.int64]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain unit features ``(n, d)`` and labels ``(n,)`` of some rows of a table."""
-    features = encoder.encode_image_files([table.paths[i] for i in rows])[:, 0]
-    return features, torch.from_numpy(table.labels[rows])
+    encoder: CachedEncoder, table: Dataset, rows: NDArray[np.int64], labels: NDArray[np.int64]
+) -> Labelled:
+    """Some rows of a table, by their plain features, with their labels among the run's classes."""
+    files = [table.paths[i] for i in rows]
+    return Labelled(encoder.encode_image_files(files)[:, 0], torch.from_numpy(labels), file_digests(files))
 
 
 def evaluate_run(
@@ -300,27 +304,41 @@ def evaluate_run(
     table = recorded_dataset(run, data)
     rows = table.indices(split)
     opened = open_run(run, backbone, device, precision, progress)
-    features, _ = _labelled(opened.encoder, table, rows)
+    files = [table.paths[i] for i in rows]
+    features = opened.encoder.encode_image_files(files)[:, 0]
     described = {"run": str(folder), "data": data or own, "split": split}
     if trust is None or kept is None:
         probabilities = class_probabilities(opened.fitted, features)
         return described | classification_metrics(probabilities, table.labels[rows], table.class_names)
     judge = _make_judge(opened, kept, trust, progress)
+    _refuse_or_warn_of_used_images(judge.trust, files)
     judged = judge(features)
     metrics = classification_metrics(judged.probabilities, table.labels[rows], table.class_names)
     return described | metrics | _measured(judge, judged, features, table.labels[rows], table.class_names)
 
 
 def _refuse_seen_images(trust: TrustRequest, data: str, split: str, own: str) -> None:
-    """Stop where calibration would be measured on the images that it comes from."""
-    if trust.needs_images and data == own and split != "test":
+    """Stop where it would be measured how well images were fitted by which settings were chosen."""
+    if data == own and split in ("train", "val"):
         raise UserError(
             f"The {split} split of the run's own data holds images of the fit or of its calibration; measure "
-            "prediction sets on --split test, or on other data."
+            "calibration and prediction sets on --split test, or on other data."
         )
-    if trust.calibration and data != own and _same_data(trust.calibration, data):
+    if trust.calibration is not None and data != own and _same_data(trust.calibration, data):
         raise UserError(
             f"'{data}' cannot both calibrate and be measured on; give --calibration other labelled images."
+        )
+
+
+def _refuse_or_warn_of_used_images(kept: Trust, files: Sequence[Path]) -> None:
+    """Say where images to be measured on are the very ones of the fit or of the calibration."""
+    used = int(found_in(file_digests(files), kept.fit_files, kept.calibration_files).sum())
+    said = f"{used} of the {len(files)} images were already used to fit or to calibrate"
+    if used == len(files):
+        raise UserError(f"{said}; measure on new images, or give --calibration others.")
+    if used:
+        warnings.warn(
+            f"{said}; what is measured on them says nothing of new images.", UserWarning, stacklevel=3
         )
 
 
@@ -384,7 +402,10 @@ class Predictions:
         ]
 
     def csv(self) -> str:
-        """The same as CSV text; a set's classes are divided by `` | ``, a flag is 1 or 0."""
+        r"""The same as CSV text; a flag is 1 or 0.
+
+        A set's classes are divided by `` | ``; within a name, ``|`` is written ``\|`` and ``\`` as ``\\``.
+        """
         text = {name: [_csv_cell(value) for value in values] for name, values in self._columns().items()}
         return predictions_table(self.images, self.probabilities, self.class_names, more=text)
 
@@ -403,7 +424,7 @@ class Predictions:
 
 def _csv_cell(value: Any) -> str:
     if isinstance(value, list):
-        return " | ".join(value)
+        return " | ".join(name.replace("\\", r"\\").replace("|", r"\|") for name in value)
     return str(int(value)) if isinstance(value, bool) else f"{value:.6f}"
 
 
@@ -448,28 +469,66 @@ def predict_images(
 
 def _make_judge(opened: OpenRun, kept: Trust, request: TrustRequest, progress: ProgressReport) -> Judge:
     """A judge by the run's own calibration images, or by those that the request names."""
-    if request.calibration and request.needs_images:
-        table, rows = _named_calibration(opened.run, request.calibration, progress)
-        kept = recalibrated(kept, opened.fitted, *_labelled(opened.encoder, table, rows))
+    if kept.image_fields.mean_directions.shape[1] != opened.encoder.dim:
+        raise UserError(f"'{opened.run.folder / TRUST}' is damaged; fit again.")
+    if request.calibration is not None and request.needs_images:
+        named = _named_calibration(opened.run, request.calibration, kept.fit_files, progress)
+        kept = recalibrated(kept, opened.fitted, _labelled(opened.encoder, *named))
     return make_judge(opened.fitted, kept, request, opened.run.class_names)
 
 
-def _named_calibration(run: Run, spec: str, progress: ProgressReport) -> tuple[Dataset, NDArray[np.int64]]:
-    """All images of other data; of the run's own, those of the val split that are no validation shots."""
-    own = _same_data(spec, run.record["data"]["spec"])
+def _named_calibration(
+    run: Run, spec: str, fit_files: torch.Tensor, progress: ProgressReport
+) -> tuple[Dataset, NDArray[np.int64], NDArray[np.int64]]:
+    """All images of other data that the fit did not use; of the run's own, val without validation shots.
+
+    Returns:
+        The table, rows of it, and labels of these rows among the run's classes.
+    """
     draw_phantoms(spec, progress)
-    table = recorded_dataset(run, None if own else spec)
-    if not own:
-        return table, np.arange(len(table), dtype=np.int64)
-    sample = run.record["support"]
-    chosen = sample_support(table, sample["shots"], sample["seed"], sample["val_shots"])
-    rows = calibration_rows(table, chosen, len(table), sample["seed"])
+    if _same_data(spec, run.record["data"]["spec"]):
+        table, sample = recorded_dataset(run), run.record["support"]
+        chosen = sample_support(table, sample["shots"], sample["seed"], sample["val_shots"])
+        rows = calibration_rows(table, chosen, len(table), sample["seed"])
+        labels, mend = table.labels, "fit again with a larger --val-fraction"
+    else:
+        table, labels = _labelled_alike(run, spec)
+        used = found_in(file_digests(table.paths), fit_files)
+        if used.any():
+            warnings.warn(
+                f"{used.sum()} of the {len(table)} images of '{spec}' were used in the fit and are left out "
+                "of the calibration.",
+                UserWarning,
+                stacklevel=4,
+            )
+        rows, mend = np.flatnonzero(~used).astype(np.int64), "use images that the fit did not"
     if len(rows) == 0:
         raise UserError(
-            f"The val split of '{spec}' has no images beyond the validation shots; fit again with a larger "
-            "--val-fraction, or name other labelled images of these classes with --calibration."
+            f"'{spec}' has no images for calibration beyond those that the fit used; {mend}, or name other "
+            "labelled images of these classes with --calibration."
         )
-    return table, rows
+    return table, rows, labels[rows]
+
+
+def _labelled_alike(run: Run, spec: str) -> tuple[Dataset, NDArray[np.int64]]:
+    """Other data, of which some classes may be absent and the order another, with the run's labels.
+
+    Raises:
+        UserError: the data have a class that the run does not have.
+    """
+    recorded, (_, listing) = run.record["data"], find_listing(spec)
+    renamed = {key: name for key, name in recorded["renamed_classes"].items() if key in listing.class_keys}
+    table = load_dataset(
+        spec, test_fraction=0, val_fraction=0, class_names=renamed or None, window=recorded.get("window")
+    )
+    strange = [name for name in table.class_names if name not in run.class_names]
+    if strange:
+        raise UserError(
+            f"'{spec}' has the classes {', '.join(strange)}, but the run was fitted on "
+            f"{', '.join(run.class_names)}; calibrate with images of these."
+        )
+    places = np.array([run.class_names.index(name) for name in table.class_names], np.int64)
+    return table, places[table.labels]
 
 
 def find_images(inputs: list[Path]) -> list[Path]:

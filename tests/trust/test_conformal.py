@@ -10,6 +10,7 @@ from scipy.stats import betabinom, binomtest
 
 from vmfcoop.errors import UserError
 from vmfcoop.trust.conformal import (
+    CONFORMAL_METHODS,
     RAPS_FREE_RANKS,
     RAPS_PENALTY,
     SetRequest,
@@ -17,6 +18,7 @@ from vmfcoop.trust.conformal import (
     coverage,
     covered_law,
     fit_sets,
+    images_needed,
     order_needed,
 )
 
@@ -150,6 +152,46 @@ def test_class_conditional_sets_hold_where_the_frequencies_differ():
 def test_the_order_is_the_exact_ceiling(n, per_mille):
     exact = -(-(n + 1) * (1000 - per_mille) // 1000)
     assert order_needed(n, per_mille / 1000) == exact
+
+
+def test_error_rates_at_the_ends_have_a_threshold_and_a_law():
+    """At 1 - 1e-12 the least score of all is the threshold; at 1e-12 no number of images is enough."""
+    scores = np.array([3.0, 1.0, 2.0])
+    assert conformal_quantile(scores, 1 - 1e-12) == 1.0
+    assert conformal_quantile(scores, 1e-12) == conformal_quantile(scores[:0], 1 - 1e-12) == math.inf
+    low, high = covered_law(9, 10, 1 - 1e-12).interval(0.95)
+    assert 0 <= low <= high <= 10
+    assert [images_needed(alpha) for alpha in (0.05, 0.1, 0.5, 1 - 1e-12)] == [19, 9, 1, 1]
+
+
+HARD_CASES = {
+    "certain": lambda draw, n, c: np.eye(c)[draw.integers(0, c, n)],
+    "uniform": lambda draw, n, c: np.full((n, c), 1 / c),
+    "tied": lambda draw, n, c: draw.multinomial(4, np.full(c, 1 / c), n) / 4,
+    "smooth": lambda draw, n, c: draw.dirichlet(np.full(c, 0.3), n),
+}
+
+
+@pytest.mark.filterwarnings("ignore:At an error rate")
+@pytest.mark.parametrize("classes", [2, 40])
+@pytest.mark.parametrize("case", HARD_CASES)
+@pytest.mark.parametrize("by_class", [False, True])
+def test_the_guarantee_is_exact_whatever_the_probabilities(case, classes, by_class):
+    """Exchangeable images: each one of n left out in turn, the sets of the others hold 1 - alpha of them."""
+    draw = np.random.default_rng(classes)
+    names = [str(c) for c in range(classes)]
+    for n in (1, 2, 5, 21):
+        shares = HARD_CASES[case](draw, n, classes)
+        labels = draw.integers(0, min(classes, 3), n)
+        for alpha in (1e-9, 0.1, 0.5, 0.9, 1 - 1e-12):
+            for method in CONFORMAL_METHODS:
+                request, held = SetRequest(alpha, method, by_class), np.empty(n, bool)
+                for i in range(n):
+                    others = np.arange(n) != i
+                    predictor = fit_sets(request, shares[others], labels[others], names)
+                    held[i] = predictor.sets(shares[i : i + 1])[0, labels[i]]
+                groups = [labels == c for c in np.unique(labels)] if by_class else [np.ones(n, bool)]
+                assert all(held[group].mean() >= 1 - alpha - 1e-9 for group in groups)
 
 
 def test_the_quantile_of_too_few_is_infinite():

@@ -272,10 +272,11 @@ def _trust_request(
     from vmfcoop.trust.conformal import DEFAULT_CONFORMAL_METHOD, SetRequest
     from vmfcoop.trust.judging import TrustRequest
 
-    if alpha is None and (method or class_conditional):
-        given = "--conformal-method" if method else "--class-conditional"
+    if alpha is None and (method is not None or class_conditional):
+        given = "--conformal-method" if method is not None else "--class-conditional"
         raise UserError(f"{given} is about prediction sets; ask for them with --conformal 0.1.")
-    sets = None if alpha is None else SetRequest(alpha, method or DEFAULT_CONFORMAL_METHOD, class_conditional)
+    method = DEFAULT_CONFORMAL_METHOD if method is None else method
+    sets = None if alpha is None else SetRequest(alpha, method, class_conditional)
     return TrustRequest(sets, ood, calibrated, calibration)
 
 
@@ -318,7 +319,7 @@ def predict(
     from vmfcoop.reporting.terminal import predictions_table
     from vmfcoop.trust.ood import DEFAULT_OOD_SCORE
 
-    score = ood_score or (DEFAULT_OOD_SCORE if ood else None)
+    score = DEFAULT_OOD_SCORE if ood and ood_score is None else ood_score
     wanted = _trust_request(conformal, conformal_method, class_conditional, calibration, score, calibrated)
     with progress_shown() as progress:
         predictions = predict_images(run, inputs, backbone, device, precision, progress, wanted)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from rich.color import Color
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -36,10 +37,10 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def metrics_table(title: str, metrics: Mapping[str, Any]) -> Table:
     """Recall, precision and F1 of every class, with the summary as caption."""
-    table = Table("class", "recall", "precision", "F1", "images", title=title, title_justify="left")
+    table = Table("class", "recall", "precision", "F1", "images", title=escape(title), title_justify="left")
     for name, row in metrics["per_class"].items():
         table.add_row(
-            name, *(f"{row[key]:.3f}" for key in ("recall", "precision", "f1")), str(row["support"])
+            Text(name), *(f"{row[key]:.3f}" for key in ("recall", "precision", "f1")), str(row["support"])
         )
     auroc = metrics["macro_auroc"]
     summary = (
@@ -71,13 +72,14 @@ def coverage_table(conformal: Mapping[str, Any]) -> Table:
         title += ", class by class"
     table = Table("class", "coverage", "95 % interval", "mean size", "images", title=title)
     table.title_justify = "left"
-    for name, row in {**conformal["per_class"], "all": conformal}.items():
+    # A class may itself be named "all".
+    for name, row in (*conformal["per_class"].items(), ("all", conformal)):
         if row["n"] == 0:
-            table.add_row(name, "-", "-", "-", "0")
+            table.add_row(Text(name), "-", "-", "-", "0")
             continue
         low, high = row["interval"]
         table.add_row(
-            name,
+            Text(name),
             f"{row['coverage']:.3f}",
             f"{low:.3f} to {high:.3f}",
             f"{row['mean_size']:.2f}",
@@ -93,17 +95,19 @@ def coverage_table(conformal: Mapping[str, Any]) -> Table:
 def predictions_table(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Table:
     """The predicted class and every class's probability, and what else was asked for, a row an image."""
     more = [key for key in rows[0] if key not in ("image", "predicted", "probabilities")]
-    table = Table("image", "predicted", *class_names, *more)
+    table = Table("image", "predicted")
+    for heading in (*class_names, *more):
+        table.add_column(Text(heading))
     for row in rows:
         shares = row["probabilities"]
         cells = [f"{shares[name]:.3f}" for name in class_names]
-        table.add_row(row["image"], row["predicted"], *cells, *(_cell(row[key]) for key in more))
+        table.add_row(Text(row["image"]), Text(row["predicted"]), *cells, *(_cell(row[key]) for key in more))
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | Text:
     if isinstance(value, list):
-        return " | ".join(value)
+        return Text(" | ".join(value))
     return ("outside" if value else "") if isinstance(value, bool) else f"{value:.3f}"
 
 

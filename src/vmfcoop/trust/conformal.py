@@ -215,7 +215,17 @@ def fit_sets(
 def order_needed(count: int, alpha: float) -> int:
     """``ceil((n + 1)(1 - alpha))``: which of n sorted scores is the threshold; n + 1 where none is."""
     # Counted from the other end: (n + 1)(1 - alpha) rounds above whole numbers, as 100 x 0.55 does.
-    return count + 1 - math.floor((count + 1) * alpha + 1e-9)
+    return max(1, count + 1 - math.floor((count + 1) * alpha + 1e-9))
+
+
+def images_needed(alpha: float) -> int:
+    """Calibration images without which every set holds all classes: ``ceil(1 / alpha) - 1``, at least 1.
+
+    Example:
+        >>> images_needed(0.1), images_needed(0.05)
+        (9, 19)
+    """
+    return max(1, math.ceil(1 / alpha - 1e-9) - 1)
 
 
 def conformal_quantile(scores: NDArray[np.float64], alpha: float) -> float:
@@ -303,7 +313,7 @@ def _warn_of_too_few(
     short = np.flatnonzero(np.isinf(thresholds)).tolist()
     if not short:
         return
-    needed = math.ceil(1 / request.alpha - 1e-9) - 1
+    needed = images_needed(request.alpha)
     if request.class_conditional:
         who = ", ".join(f"{class_names[label]} ({counts[label]})" for label in short)
         warnings.warn(

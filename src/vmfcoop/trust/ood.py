@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vmfcoop.errors import UserError, unknown_name
+from vmfcoop.errors import UserError
 from vmfcoop.methods import Fitted
 from vmfcoop.methods.vmf_posterior import PosteriorClassifier, mean_cosine
 from vmfcoop.sphere import fit_vmf, inverse_bessel_ratio, log_normalizer
@@ -136,7 +135,7 @@ OOD_SCORES: dict[str, Callable[[Seen], Tensor | None]] = {
 
 - ``image-fields``: minus the log-density of the feature under the fields of the support images;
 - ``text-fields``: minus that under the fields of the descriptions (methods that read descriptions);
-- ``posterior``: minus the posterior's own log-density (``vmf-posterior`` and ``vmf-posterior+``);
+- ``posterior``: minus the posterior's own log-density (``vmf-posterior`` and ``vmfcoop+``);
 - ``softmax``: 1 less the probability of the predicted class (Hendrycks & Gimpel, ICLR 2017);
 - ``energy``: ``-log sum_c exp(logit_c)`` (Liu et al., NeurIPS 2020). The posterior's logits are relative to
   the highest, so that theirs says what the softmax says.
@@ -189,23 +188,3 @@ def outside(scores: NDArray[np.float64], calibration: NDArray[np.float64]) -> Ou
     beyond = len(ordered) - np.searchsorted(ordered, scores, side="left")
     p_values = (1 + beyond) / (len(ordered) + 1)
     return Outside(scores, p_values, p_values <= FALSE_ALARMS)
-
-
-def checked_score(name: str, available: Any) -> str:
-    """The name of a score, if the run has it.
-
-    Args:
-        name: as given.
-        available: names of the scores that the run has.
-
-    Raises:
-        UserError: there is no such score, or the run's method has none.
-    """
-    if name not in OOD_SCORES:
-        raise unknown_name("out-of-distribution score", name, OOD_SCORES)
-    if name not in available:
-        raise UserError(
-            f"The run has no score '{name}', which its method or descriptions do not give; "
-            f"choose one of {', '.join(available)}."
-        )
-    return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vmfcoop.errors import UserError
-from vmfcoop.files import write_atomically
-from vmfcoop.run import TRUST, Run
+from vmfcoop.run import RECORD, TRUST, Run
+from vmfcoop.trust.used_files import DIGEST_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,10 @@ class ClassFields:
 
     mean_directions: Tensor
     concentrations: Tensor
+
+
+def _no_files() -> Tensor:
+    return torch.empty(0, DIGEST_BYTES, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,9 @@ class Trust:
             than two.
         calibration_scores: out-of-distribution scores of the calibration images by the score's name,
             each ``(n,)``, float64; higher is further outside.
+        fit_files: digests of the support images and validation shots (:func:`file_digests`), ``(s, 16)``,
+            by which such an image is known wherever it lies; empty where they are not known.
+        calibration_files: digests of the calibration images, ``(n, 16)`` or empty, likewise.
     """
 
     validation_logits: Tensor
@@ -57,17 +64,8 @@ class Trust:
     image_fields: ClassFields
     text_fields: ClassFields | None = None
     calibration_scores: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def write_trust(run: Run, trust: Trust) -> Path:
-    """Write the record into a run directory, in place of one that is there.
-
-    Raises:
-        UserError: the disk is full or the folder not writable; what was there stays as it was.
-    """
-    path = run.folder / TRUST
-    write_atomically(path, trust_bytes(trust))
-    return path
+    fit_files: Tensor = field(default_factory=_no_files)
+    calibration_files: Tensor = field(default_factory=_no_files)
 
 
 def trust_bytes(trust: Trust) -> bytes:
@@ -81,6 +79,8 @@ def trust_bytes(trust: Trust) -> bytes:
         **_field_tensors("image_fields", trust.image_fields),
         **(_field_tensors("text_fields", trust.text_fields) if trust.text_fields else {}),
         **{f"score/{name}": scores for name, scores in trust.calibration_scores.items()},
+        "fit_files": trust.fit_files,
+        "calibration_files": trust.calibration_files,
     }
     content: bytes = save({key: value.contiguous() for key, value in tensors.items()})
     return content
@@ -90,7 +90,7 @@ def read_trust(run: Run) -> Trust | None:
     """The record of a run, or None where an older version fitted it and kept none.
 
     Raises:
-        UserError: the file is damaged, or is of other classes.
+        UserError: the file is damaged, or is of another run.
     """
     path = run.folder / TRUST
     if not path.exists():
@@ -99,9 +99,18 @@ def read_trust(run: Run) -> Trust | None:
         tensors = load_file(path)
         trust = _from_tensors(tensors)
         _check(trust, len(run.class_names))
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"'{path}' is damaged; fit again.") from error
+    if not _is_of(trust, run.record.get("calibration", {})):
+        raise UserError(f"'{path}' is of another run than the {RECORD} beside it; fit again.")
     return trust
+
+
+def _is_of(trust: Trust, recorded: Mapping[str, Any]) -> bool:
+    """Whether a record has the temperature of its ``run.json``, and as many calibration images a class."""
+    counts = torch.bincount(trust.calibration_labels, minlength=trust.calibration_logits.shape[1]).tolist()
+    temperature, per_class = recorded.get("temperature"), recorded.get("per_class")
+    return temperature == trust.temperature and list((per_class or {}).values()) == counts
 
 
 def _field_tensors(name: str, fields: ClassFields) -> dict[str, Tensor]:
@@ -124,22 +133,41 @@ def _from_tensors(tensors: Mapping[str, Tensor]) -> Trust:
         fields("image_fields"),
         fields("text_fields") if "text_fields/mean_directions" in tensors else None,
         {key.removeprefix("score/"): value for key, value in tensors.items() if key.startswith("score/")},
+        tensors.get("fit_files", _no_files()),
+        tensors.get("calibration_files", _no_files()),
     )
 
 
 def _check(trust: Trust, classes: int) -> None:
-    """Raise ValueError where the shapes do not belong together or to so many classes."""
-    for logits, labels in (
-        (trust.validation_logits, trust.validation_labels),
-        (trust.calibration_logits, trust.calibration_labels),
-    ):
-        if logits.shape != (len(labels), classes) or not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}")
+    """Raise ValueError where a tensor is not what it must be, or is not of so many classes."""
+    _check_images("validation", trust.validation_logits, trust.validation_labels, classes)
+    _check_images("calibration", trust.calibration_logits, trust.calibration_labels, classes)
     number = len(trust.calibration_labels)
-    if any(scores.shape != (number,) for scores in trust.calibration_scores.values()):
-        raise ValueError(f"other than {number} scores")
+    for name, scores in trust.calibration_scores.items():
+        _check_numbers(name, scores, (number,))
     if not 0 < trust.temperature < math.inf:
         raise ValueError(f"temperature {trust.temperature}")
+    dim = trust.image_fields.mean_directions.shape[-1]
     for fields in filter(None, (trust.image_fields, trust.text_fields)):
-        if fields.mean_directions.shape[:1] != (classes,) or fields.concentrations.shape != (classes,):
-            raise ValueError(f"other than {classes} class fields")
+        _check_numbers("mean_directions", fields.mean_directions, (classes, dim))
+        _check_numbers("concentrations", fields.concentrations, (classes,))
+        if bool((fields.concentrations < 0).any()):
+            raise ValueError("a concentration below 0")
+    for files, allowed in ((trust.fit_files, None), (trust.calibration_files, (0, number))):
+        rows = len(files) if allowed is None or len(files) in allowed else number
+        if files.dtype != torch.uint8 or files.shape != (rows, DIGEST_BYTES):
+            raise ValueError(f"digests {files.dtype} {tuple(files.shape)}")
+
+
+def _check_images(name: str, logits: Tensor, labels: Tensor, classes: int) -> None:
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise ValueError(f"{name} labels {labels.dtype} {tuple(labels.shape)}")
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        raise ValueError(f"{name} labels beyond {classes} classes")
+    _check_numbers(f"{name} logits", logits, (len(labels), classes))
+
+
+def _check_numbers(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    known = tensor.dtype in (torch.float32, torch.float64)
+    if not known or tensor.shape != shape or not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} {tensor.dtype} {tuple(tensor.shape)}, or a number that is not finite")
