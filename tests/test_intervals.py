@@ -146,3 +146,10 @@ def test_the_same_every_time_and_in_blocks_of_any_size(monkeypatch):
 def test_no_images_no_intervals():
     with pytest.raises(UserError, match="no images"):
         metric_intervals(np.empty((0, 3)), np.empty(0, np.int64))
+
+
+def test_one_group_says_nothing_of_others():
+    probabilities, labels = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1])
+    found = metric_intervals(probabilities, labels, np.array(["a"] * 3))
+    assert found.groups == 1 and found.overall == {}
+    assert all(column == (None, None) for column in found.per_class.values())

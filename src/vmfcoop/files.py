@@ -79,11 +79,16 @@ def lock_held(file: Path, busy: Callable[[], object]) -> Iterator[None]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name beside it, then rename: readers see all of it or none.
 
+    What is neither file nor folder (``/dev/null``, a pipe) is written into, not replaced.
+
     Raises:
         UserError: the disk is full or the folder not writable; a file that was there stays as it was.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with full_disk_is_said(path.parent):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

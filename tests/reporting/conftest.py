@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmfcoop.pipeline import FitRequest, run_fit
+from vmfcoop.reporting.run_report import RunReport, write_run_report
 from vmfcoop.run import Run
 
 AWKWARD = 'glioma <i>tumor</i> & "co"'
@@ -59,6 +60,13 @@ def full_run(request_of, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_fit(
         request_of("vmfcoop", epochs=4), tmp_path_factory.mktemp("runs") / "full", command=["a", "b c"]
     )
+
+
+@pytest.fixture(scope="session")
+def full_page(full_run: Run, tmp_path_factory: pytest.TempPathFactory) -> RunReport:
+    """Its report, with the maps of two mistakes."""
+    place = tmp_path_factory.mktemp("report") / "page.html"
+    return write_run_report(full_run.folder, place, device="cpu", map_method="gradcam", shown_mistakes=2)
 
 
 @pytest.fixture

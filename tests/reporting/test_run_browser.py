@@ -8,7 +8,6 @@ import re
 import pytest
 
 from tests.reporting.browser import Browser, find_browser
-from vmfcoop.reporting.run_report import write_run_report
 
 PROGRAM = find_browser()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here")
@@ -54,10 +53,8 @@ CONTRASTS = r"""
 
 
 @pytest.fixture(scope="module")
-def address(full_run, tmp_path_factory):
-    place = tmp_path_factory.mktemp("page") / "page.html"
-    write_run_report(full_run.folder, place, device="cpu", map_method="gradcam", shown_mistakes=2)
-    return place.as_uri()
+def address(full_page):
+    return full_page.path.as_uri()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from vmfcoop.reporting.run_figures import (
     class_look,
     reliability_diagram,
     roc_and_precision_recall,
+    shortened,
     sphere_figure,
     training_curves,
 )
@@ -113,3 +114,39 @@ def test_a_great_many_images_are_drawn_in_part(monkeypatch):
 def test_looks_are_unlike():
     looks = [class_look(i) for i in range(36)]
     assert len({(color, str(dash), marker) for color, dash, marker in looks}) == 36
+
+
+LONG = "a name that pathologists write, with commas and clauses, and that ends in the grade, which is 3"
+
+
+def test_legends_have_room_for_every_name():
+    """Long names lose their middle, and one that begins with an underscore is not left out."""
+    probabilities, labels = table()
+    names = (LONG, "_hidden", "plain")
+    svg = roc_and_precision_recall(probabilities, labels, names, [0.5] * 3, "k")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    shown = shortened(LONG)
+    assert len(shown) <= 60 and shown.startswith("a name that") and shown.endswith(" grade, which is 3")
+    for name in (shown, "_hidden", "plain"):
+        assert sum(text.startswith(f"{name}: AUROC") for text in texts) == 1
+    assert not [text for text in texts if LONG in text] and f"<title>{LONG}: AUROC" in svg
+    view, labels = view_of(3)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", sphere_figure(view, names, labels, labels, "s"))
+    assert {f"1  {shown}", "2  _hidden", "3  plain"} <= set(texts)
+
+
+def test_text_is_left_alone_and_any_letter_will_do(recwarn):
+    """Colours and ids are the page's in tags only; what the font lacks is drawn by the browser."""
+    probabilities, labels = table()
+    names = ("#0072b2 url(#x) #010203", "\U0001fac1 \u80ba", "\u0648\u0631\u0645")
+    svg = roc_and_precision_recall(probabilities, labels, names, [0.5] * 3, "k")
+    for name in names:
+        assert f">{name}: AUROC" in svg
+    assert "stroke: var(--series-1, #0072b2)" in svg
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_epochs_are_whole_numbers():
+    svg = training_curves([{"epoch": float(i), "loss": 1.0 + i} for i in range(2)], None, "k")
+    ticks = re.findall(r"<text[^>]*>(\d+(?:\.\d+)?)</text>", svg.split('id="k-matplotlib.axis_2"')[0])
+    assert ticks == ["0", "1"]

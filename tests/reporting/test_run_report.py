@@ -13,7 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from tests.reporting.conftest import AWKWARD
@@ -26,9 +28,16 @@ from vmfcoop.explain.checks import CHECKS
 from vmfcoop.explain.verdict import CRITERIA
 from vmfcoop.methods.vmfcoop import contrastive_temperature
 from vmfcoop.pipeline import run_fit
+from vmfcoop.reporting import run_report, run_texts
 from vmfcoop.reporting.run_evidence import gather, read_predictions
 from vmfcoop.reporting.run_report import PARTS, render_run, write_run_report
-from vmfcoop.reporting.run_tables import confusion_in_words, cosine_table, fields_table
+from vmfcoop.reporting.run_tables import (
+    confusion_in_words,
+    confusion_table,
+    cosine_table,
+    fields_table,
+    per_class_table,
+)
 from vmfcoop.run import read_run
 from vmfcoop.sphere import fit_vmf
 from vmfcoop.trust.calibration import tempered
@@ -39,17 +48,20 @@ NAMES = (AWKWARD, "meningioma tumor", "normal brain")
 
 
 @pytest.fixture(scope="module")
-def source(full_run, tmp_path_factory):
-    """The page of the full run."""
-    place = tmp_path_factory.mktemp("report") / "page.html"
-    written = write_run_report(full_run.folder, place, device="cpu", map_method="gradcam", shown_mistakes=2)
-    assert written.missing == ()
-    return place.read_text("utf-8")
+def source(full_page):
+    assert full_page.missing == ()
+    return full_page.path.read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
 def page(source):
     return Page(source)
+
+
+@pytest.fixture(scope="module")
+def whole(full_run):
+    """The evidence of the full run."""
+    return gather(full_run.folder, device="cpu")
 
 
 def words(page):
@@ -100,8 +112,10 @@ def test_numbers_are_the_runs_own(page, full_run):
     for i, name in enumerate(NAMES):
         row = metrics["per_class"][name]
         area = average_precision_score(found.labels == i, found.probabilities[:, i])
-        expected = [row["support"], row["recall"], row["precision"], row["f1"], row["auroc"], area]
-        assert [f"{expected[0]}", *(f"{value:.3f}" for value in expected[1:])] in row_of(page, name, 7)
+        never = not np.array(metrics["confusion_matrix"])[:, i].any()
+        precision = "–" if never else f"{row['precision']:.3f}"
+        others = [f"{value:.3f}" for value in (row["f1"], row["auroc"], area)]
+        assert [str(row["support"]), f"{row['recall']:.3f}", precision, *others] in row_of(page, name, 7)
         counts = metrics["confusion_matrix"][i]
         assert [*map(str, counts), str(sum(counts))] in row_of(page, name, 5)
 
@@ -120,30 +134,25 @@ def test_intervals_are_those_of_the_patients(page, full_run, grouped_images):
     assert f"the {intervals.groups} groups of test images" in words(page)
 
 
-def test_curves_reliability_and_sets(page, full_run):
+def test_curves_reliability_and_sets(page, full_run, whole):
     labels = [value for tag, value in page.attributes("aria-label") if tag == "svg"]
     roc = next(label for label in labels if label.startswith("ROC"))
     assert f"{NAMES[1]} {full_run.metrics['per_class'][NAMES[1]]['auroc']:.3f} and" in roc
-    evidence = gather(full_run.folder, device="cpu")
     reliability = next(label for label in labels if label.startswith("Reliability"))
     assert f"as the method gives them, ECE {full_run.metrics['ece']:.3f}" in reliability
-    assert f"after temperature scaling, T = {evidence.trust.temperature:.2f}" in reliability
-    count = len(evidence.trust.calibration_labels)
+    assert f"after temperature scaling, T = {whole.trust.temperature:.2f}" in reliability
+    count = len(whole.trust.calibration_labels)
     assert count < 9 and f"need 9 calibration images; the run has {count}" in words(page)
 
 
-def test_prediction_sets_are_those_of_predict(copied, tmp_path):
+def test_prediction_sets_are_those_of_predict(whole):
     """With twelve calibration images, which the tiny data have not: the thresholds of split conformal."""
-    evidence = gather(copied, device="cpu")
-    labels = evidence.trust.validation_labels.repeat(4)
-    logits = evidence.trust.validation_logits.repeat(4, 1)
-    evidence = replace(
-        evidence,
-        trust=replace(
-            evidence.trust, calibration_logits=logits, calibration_labels=labels, calibration_scores={}
-        ),
-    )
+    labels = whole.trust.validation_labels.repeat(4)
+    logits = whole.trust.validation_logits.repeat(4, 1)
+    trust = replace(whole.trust, calibration_logits=logits, calibration_labels=labels, calibration_scores={})
+    evidence = replace(whole, trust=trust)
     shown = Page(render_run(evidence, None, 0))
+    assert re.search(r"None of \d+ is shown, as was asked", shown.text)
     predictor = fit_sets(SetRequest(0.1), tempered(logits, 1.0), labels.numpy(), NAMES)
     sets = predictor.sets(tempered(evidence.test_logits, 1.0))
     found = coverage(sets, evidence.predictions.labels, NAMES)
@@ -151,8 +160,8 @@ def test_prediction_sets_are_those_of_predict(copied, tmp_path):
     assert row_of(shown, "all", 5)[0][3] == f"{sets.sum(axis=1).mean():.2f}"
 
 
-def test_training_has_every_term_and_the_temperature(page, full_run):
-    history = gather(full_run.folder, device="cpu").history
+def test_training_has_every_term_and_the_temperature(page, whole):
+    history = whole.history
     label = next(
         value for tag, value in page.attributes("aria-label") if value.startswith("Curves over 4 epochs")
     )
@@ -161,26 +170,25 @@ def test_training_has_every_term_and_the_temperature(page, full_run):
     assert f"contrastive temperature {history[0]['tau']:.3g} and {history[-1]['tau']:.3g}" in label
 
 
-def test_temperature_of_every_epoch_is_its_mean_over_images(full_run):
-    history, config = gather(full_run.folder, device="cpu").history, full_run.record["method"]["config"]
-    scale = float(gather(full_run.folder, device="cpu").state["logit_scale"])
+def test_temperature_of_every_epoch_is_its_mean_over_images(whole):
+    history, config = whole.history, whole.run.record["method"]["config"]
+    scale = float(whole.state["logit_scale"])
     sizes = [4, 4, 1]  # nine support images in batches of four
     steps = [contrastive_temperature(step / 11, config["tau_start"], scale) for step in range(12)]
     expected = [np.dot(sizes, steps[3 * epoch : 3 * epoch + 3]) / 9 for epoch in range(4)]
     assert [row["tau"] for row in history] == pytest.approx(expected, rel=1e-5)
 
 
-def test_fields_and_cosines_are_computed_anew(page, full_run):
-    evidence = gather(full_run.folder, device="cpu")
-    texts = evidence.bank.for_classes(NAMES)
+def test_fields_and_cosines_are_computed_anew(page, whole):
+    texts = whole.bank.for_classes(NAMES)
     for name, rows in zip(NAMES, texts, strict=True):
-        embeddings = evidence.opened.encoder.encode_texts(list(rows))
+        embeddings = whole.opened.encoder.encode_texts(list(rows))
         newton, debiased = fit_vmf(embeddings), fit_vmf(embeddings, "debiased")
         row = row_of(page, name, 8)[0]
         assert row[0] == "4" and row[1] == f"{float(newton.resultant_length):.3f}"
         assert float(row[2]) == pytest.approx(float(newton.concentration), rel=1e-3)
         assert float(row[3]) == pytest.approx(float(debiased.concentration), rel=1e-3)
-    anchors = evidence.anchors.numpy()
+    anchors = whole.anchors.numpy()
     for i, name in enumerate(NAMES):
         assert [f"{cosine:.3f}" for cosine in anchors[i] @ anchors.T] in row_of(page, name, 4)
 
@@ -256,40 +264,126 @@ def test_without_its_data(copied, tmp_path):
     assert row_of(shown, "accuracy", 4) and row_of(shown, NAMES[0], 8)
 
 
-def test_with_changed_data(copied, tmp_path):
+def test_with_changed_data(copied):
     changed(copied, "data", fingerprint="0" * 64)
-    assert "changed since the run was fitted" in Page(page_of(copied, tmp_path)).text
+    assert "changed since the run was fitted" in gather(copied, device="cpu").missing["data"]
 
 
-def test_without_its_backbone(copied, tmp_path, full_run):
+def test_with_other_images_of_the_same_names(whole):
+    """The page says that what is recorded and what is seen today differ, and keeps to what is recorded."""
+    found = whole.predictions
+    other = replace(found, probabilities=np.roll(found.probabilities, 1, axis=1))
+    evidence = replace(whole, predictions=other, missing={})
+    assert evidence.exact_logits is None
+    assert evidence.test_logits.exp().numpy() == pytest.approx(other.probabilities)
+    assert "changed since the run was fitted" in " ".join(run_texts.cautions(evidence))
+    assert whole.exact_logits is not None and "changed" not in whole.missing
+
+
+def test_without_its_backbone(copied, tmp_path, full_run, whole):
     changed(copied, "backbone", spec="dir:/nowhere/at/all")
     shown = Page(page_of(copied, tmp_path))
     assert "The backbone is not at hand" in shown.text
     assert "probabilities rounded to six digits" in words(shown)
     assert [1 for tag, _ in shown.elements if tag == "img"]  # the support set needs no backbone
-    kept = gather(full_run.folder, device="cpu").recorded_fields
-    assert row_of(shown, NAMES[0], 8)[0][1] == f"{kept[1][1]:.3f}"
-    spec = full_run.record["backbone"]["spec"]
-    assert "not at hand" not in Page(page_of(copied, tmp_path, spec)).text
+    assert row_of(shown, NAMES[0], 8)[0][1] == f"{whole.recorded_fields[1][1]:.3f}"
+    assert gather(copied, full_run.record["backbone"]["spec"], "cpu").missing == {}
+
+
+def test_a_place_or_device_that_was_named_and_is_not_there_is_an_error(copied):
+    with pytest.raises(UserError, match="nowhere"):
+        gather(copied, "dir:/nowhere/at/all", "cpu")
+    with pytest.raises(UserError, match="device 'nonesuch' is not available"):
+        gather(copied, device="nonesuch")
+
+
+DAMAGED = {
+    "predictions.csv": "The predictions cannot be read",
+    "history.csv": "The history cannot be read",
+    "adapter.safetensors": "is missing or damaged",
+    "trust.safetensors": "The calibration record cannot be read",
+}
+
+
+def test_with_missing_or_damaged_files(copied, full_run, tmp_path):
+    for file, said in DAMAGED.items():
+        content = (copied / file).read_bytes()
+        (copied / file).write_bytes(content[: len(content) // 2].replace(b",", b"\x00"))
+        assert said in " ".join(gather(copied, device="cpu").missing.values())
+        shutil.copy(full_run.folder / file, copied / file)
+    assert gather(copied, device="cpu").missing == {}
+    for file in DAMAGED:
+        (copied / file).unlink()
+    shown = Page(page_of(copied, tmp_path))
+    assert row_of(shown, "accuracy", 4) and "keeps no calibration record" in shown.text
+    for file in ("predictions.csv", "history.csv", "adapter.safetensors"):
+        assert DAMAGED[file] in shown.text
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("change", "said"),
     [
-        ("predictions.csv", "The predictions cannot be read"),
-        ("history.csv", "The history cannot be read"),
-        ("adapter.safetensors", "is missing or damaged"),
-        ("trust.safetensors", "The calibration record cannot be read"),
+        (lambda text: re.sub(r"[\d.]+$", "nan", text, flags=re.M), "no probabilities"),
+        (lambda text: re.sub(r"[\d.]+$", "7.5", text, flags=re.M), "no probabilities"),
+        (lambda text: text.replace(",normal brain,", ",meningioma tumor,"), "no probabilities|other counts"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:5]), "other counts"),
+        (lambda text: text + text.splitlines()[1] + "\n", "other counts"),
+        (lambda text: text.splitlines()[0] + '\n"' + "x" * 200_000 + '"\n', "damaged"),
+        (lambda text: text.splitlines()[0] + "\n", "no rows"),
     ],
 )
-def test_with_a_missing_or_damaged_file(copied, tmp_path, file, said):
-    content = (copied / file).read_bytes()
-    (copied / file).write_bytes(content[: len(content) // 2].replace(b",", b"\x00"))
-    shown = Page(page_of(copied, tmp_path))
-    assert said in shown.text and row_of(shown, "accuracy", 4)
-    if file != "trust.safetensors":
-        (copied / file).unlink()
-        assert said in Page(page_of(copied, tmp_path)).text
+def test_predictions_that_are_not_those_of_the_fit(copied, change, said):
+    path = copied / "predictions.csv"
+    path.write_text(change(path.read_text("utf-8")), "utf-8")
+    with pytest.raises(UserError, match=said):
+        read_predictions(read_run(copied))
+
+
+def test_the_recorded_class_wins_where_rounded_numbers_tie(copied):
+    run = read_run(copied)
+    with (copied / "predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "predicted", "probability", *(f"p({name})" for name in NAMES)])
+        for name in NAMES:
+            writer.writerow([f"{name}.png", name, NAMES[2], *["0.333333"] * 4])
+    run.metrics["confusion_matrix"] = [[0, 0, 1]] * 3
+    assert read_predictions(run).predicted.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("path", ["run.json", "metrics.json"])
+def test_record_and_metrics_that_are_not_whole(copied, path):
+    text = (copied / path).read_text("utf-8")
+    keys = {"run.json": ("data", "support", "command"), "metrics.json": ("n", "ece", "confusion_matrix")}
+    for key in keys[path]:
+        content = json.loads(text)
+        del content[key]
+        (copied / path).write_text(json.dumps(content), "utf-8")
+        with pytest.raises(UserError, match="damaged"):
+            gather(copied, device="cpu")
+    (copied / path).write_text("[]")
+    with pytest.raises(UserError, match="damaged"):
+        gather(copied, device="cpu")
+
+
+def test_metrics_of_early_versions_lack_what_follows_from_the_others(copied, full_run):
+    metrics = {key: value for key, value in full_run.metrics.items() if key not in ("chance", "majority")}
+    (copied / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    found = gather(copied, device="cpu").run.metrics
+    assert found["chance"] == full_run.metrics["chance"] and found["majority"] == full_run.metrics["majority"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state | {"anchors": torch.full_like(state["anchors"], torch.nan)}, "not finite"),
+        (lambda state: state | {"anchors": state["anchors"].repeat(2, 1)}, "of other classes"),
+        (lambda state: {key: value for key, value in state.items() if key != "context"}, "lacks 'context'"),
+    ],
+)
+def test_adapters_that_are_not_those_of_the_run(copied, change, said):
+    save_file(change(load_file(copied / "adapter.safetensors")), copied / "adapter.safetensors")
+    evidence = gather(copied, device="cpu")
+    assert said in evidence.missing["backbone"] and evidence.opened is None
 
 
 def test_with_an_image_that_went_bad(copied, grouped_images, tmp_path):
@@ -302,7 +396,7 @@ def test_with_an_image_that_went_bad(copied, grouped_images, tmp_path):
     assert "An image cannot be read" in shown.text and row_of(shown, "accuracy", 4)
 
 
-@pytest.mark.parametrize("method", ["zero-shot", "linear-probe", "vmfcoop+", "vmf-posterior"])
+@pytest.mark.parametrize("method", ["zero-shot", "vmfcoop+", "vmf-posterior"])
 def test_other_methods(method, request_of, tmp_path):
     settings = {"epochs": 1} if method == "vmfcoop+" else {}
     run = run_fit(request_of(method, **settings), tmp_path / "run")
@@ -319,21 +413,11 @@ def test_other_methods(method, request_of, tmp_path):
     assert len(sphere) == 1 and "9 support images" in sphere[0]
 
 
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        ({"rise": {}}, "was not checked on this run"),
-        (
-            {"gradcam": {"passes": True, "failed": [], "asked": ["gibberish"]}},
-            "passed its checks on this run",
-        ),
-        ({"gradcam": {"passes": False, "failed": ["gibberish"], "asked": ["gibberish"]}}, GIBBERISH.failure),
-    ],
-)
-def test_says_what_checks_found_of_the_maps(found, said, copied, tmp_path):
+def test_says_what_checks_found_of_the_maps(copied, tmp_path):
+    found = {"gradcam": {"passes": False, "failed": ["gibberish"], "asked": ["gibberish"]}}
     (copied / CHECKS).write_text(json.dumps({"images": 32, "methods": found}))
     write_run_report(copied, tmp_path / "page.html", device="cpu", map_method="gradcam", shown_mistakes=1)
-    assert said in Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert GIBBERISH.failure in Page((tmp_path / "page.html").read_text("utf-8")).text
 
 
 def test_says_what_is_wrong_and_keeps_what_is_there(copied, tmp_path):
@@ -346,6 +430,21 @@ def test_says_what_is_wrong_and_keeps_what_is_there(copied, tmp_path):
     assert (tmp_path / "page.html").read_text() == "kept"
 
 
+def test_keeps_the_runs_own_files_and_folders(copied):
+    for name in ("run.json", "adapter.safetensors", "../run/predictions.csv", CHECKS):
+        with pytest.raises(UserError, match="a file of the run itself"):
+            write_run_report(copied, copied / name)
+    with pytest.raises(UserError, match=r"is a folder; name the page, such as '.*report\.html'"):
+        write_run_report(copied, copied)
+
+
+def test_map_method_that_the_backbone_has_not(copied, monkeypatch):
+    monkeypatch.setattr(run_report, "methods_for", lambda encoder: ("occlusion", "rise"))
+    with pytest.raises(UserError, match="has no legrad maps; choose one of occlusion, rise, or none"):
+        write_run_report(copied, device="cpu", map_method="legrad")
+    assert not (copied / "report.html").exists()
+
+
 def test_command_writes_beside_the_run_and_says_where(copied):
     result = vmfcoop("report", copied, "--map", "none", "--mistakes", 1, "--device", "cpu", "--json")
     assert result.returncode == 0, result.stderr
@@ -353,6 +452,7 @@ def test_command_writes_beside_the_run_and_says_where(copied):
     assert said == {"run": str(copied), "report": str(copied / "report.html"), "missing": []}
     shown = Page((copied / "report.html").read_text("utf-8"))
     assert "what speaks for the predicted class" not in shown.text
+    assert not [1 for _, value in shown.attributes("class") if value == "pair"]
     assert sum("Test image" in attributes.get("alt", "") for _, attributes in shown.elements) == 1
 
 
@@ -372,6 +472,57 @@ def test_shades_and_words_of_tables():
     assert confusion_in_words([[5, 2], [0, 3]], ("a", "b")) == ["2 of 7 images of a were taken for b."]
     kept = fields_table(("a",), None, (20.0, 0.4), [(30.0, 0.6)], 64)
     assert [row[0].text for row in (*kept.rows, *kept.below)] == ["a", "vocabulary"]
+
+
+def test_classes_that_are_absent_or_never_named_have_dashes(whole):
+    per_class = {
+        "a": {"support": 2, "recall": 1.0, "precision": 0.5, "f1": 2 / 3, "auroc": 0.75},
+        "b": {"support": 2, "recall": 0.0, "precision": 0.0, "f1": 0.0, "auroc": 0.75},
+        "c": {"support": 0, "recall": 0.0, "precision": 0.0, "f1": 0.0, "auroc": None},
+    }
+    metrics = {"per_class": per_class, "confusion_matrix": [[2, 0, 0], [2, 0, 0], [0, 0, 0]]}
+    rows = per_class_table(metrics, None, None).rows
+    assert [entry.text for entry in rows[1]] == ["b", "2", "0.000", "–", "0.000", "0.750"]
+    assert [entry.text for entry in rows[2]] == ["c", "0", "–", "–", "–", "–"]
+    run = replace(whole.run, metrics=whole.run.metrics | metrics)
+    told = run_texts.cautions(replace(whole, run=run))
+    assert any("No test image shows these classes" in text and text.endswith(": c.") for text in told)
+    assert any("Fewer than 30" in text and text.endswith(": a (2), b (2).") for text in told)
+
+
+def test_names_no_group_as_it_may_be_a_patient(whole):
+    table = replace(whole.table, groups=np.full(len(whole.table), "DOE^JOHN"))
+    told = " ".join(run_texts.cautions(replace(whole, table=table)))
+    assert "1 group (a patient, a volume) has images in more than one split" in told and "DOE" not in told
+
+
+def test_one_patient_gives_no_intervals(whole):
+    found = whole.predictions
+    intervals = metric_intervals(found.probabilities, found.labels, np.full(len(found.labels), "one"))
+    assert run_texts.how_intervals(whole, intervals) == [
+        "All test images are of one group (a patient, a volume): that gives no intervals for others."
+    ]
+    assert "95 % interval" not in " ".join(run_texts.summary(whole, intervals))
+    assert "95 % interval" in " ".join(
+        run_texts.summary(whole, metric_intervals(found.probabilities, found.labels))
+    )
+
+
+def test_history_without_losses_has_no_curves(whole):
+    found = run_report._training(replace(whole, history=[{"epoch": 0.0, "learning_rate": 0.1}]))
+    assert found.figures == () and "not trained in steps" in found.why
+
+
+def test_only_commands_are_code():
+    assert run_report._coded("`vmfcoop predict --ood` of `tick` & <b>") == (
+        "<code>vmfcoop predict --ood</code> of `tick` &amp; &lt;b&gt;"
+    )
+
+
+def test_paper_says_which_tables_it_cuts():
+    names = [f"class {i}" for i in range(12)]
+    assert confusion_table(np.eye(12, dtype=int).tolist(), names).is_wide
+    assert not confusion_table(np.eye(4, dtype=int).tolist(), names[:4]).is_wide
 
 
 def luminance(colour):

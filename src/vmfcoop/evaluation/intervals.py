@@ -79,7 +79,7 @@ def metric_intervals(
     intervals that take them for so are too narrow: there whole groups are drawn, for every metric (the
     cluster bootstrap, Davison & Hinkley 1997, section 3.8). Where all images are right or all are wrong, no
     resample shows any spread; accuracy, recall and precision then get Wilson's interval of as many images as
-    there are groups (or images).
+    there are groups (or images). One group alone says nothing of others: there are no intervals then.
 
     Args:
         probabilities: shape ``(n, C)``, rows sum to one.
@@ -94,6 +94,8 @@ def metric_intervals(
     """
     if len(labels) == 0:
         raise UserError("There are no images to evaluate.")
+    if groups is not None and len(np.unique(groups)) == 1:
+        return MetricIntervals({}, dict.fromkeys(PER_CLASS, (None,) * probabilities.shape[1]), 1)
     found = _resampled(probabilities, labels, groups, draws, seed)
     tails = (50 * (1 - confidence), 50 * (1 + confidence))
     overall = {key: _percentiles(found[key], tails) for key in OVERALL}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -328,13 +329,21 @@ def inline_svg(figure: Figure, key: str, alt: str) -> str:
     """A figure as an ``<svg>`` element whose ids begin with the key and whose colours follow the page."""
     file = io.StringIO()
     silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=silent)
+    with warnings.catch_warnings():
+        # Text stays text: letters that Matplotlib's font lacks are drawn by the reader's browser.
+        warnings.filterwarnings("ignore", "Glyph |Matplotlib currently does not support", UserWarning)
+        figure.savefig(file, format="svg", transparent=True, metadata=silent)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="curve ([^"]*)">', r"<g><title>\1</title>", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
-    for i, color in enumerate(PALETTE, start=1):
-        svg = svg.replace(color, f"var(--series-{i}, {color})")
-    svg = svg.replace(INK, "currentColor").replace(REST, f"var(--series-rest, {REST})")
+    svg = re.sub(r"<[^>]*>", lambda tag: _of_the_page(tag.group(), key), svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
+def _of_the_page(tag: str, key: str) -> str:
+    """A tag with the page's colours and the key before its ids; what stands between tags is left alone."""
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", tag)
+    for i, color in enumerate(PALETTE, start=1):
+        tag = tag.replace(color, f"var(--series-{i}, {color})")
+    return tag.replace(INK, "currentColor").replace(REST, f"var(--series-rest, {REST})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vmfcoop.backbones.registry import resolve_device
 from vmfcoop.data import Dataset
 from vmfcoop.descriptions import (
     TEMPLATE_SOURCE,
@@ -31,12 +32,20 @@ from vmfcoop.methods.prompt import PromptMethod
 from vmfcoop.methods.zero_shot import name_embeddings
 from vmfcoop.pipeline import OpenRun, draw_phantoms, open_run, recorded_dataset
 from vmfcoop.progress import ProgressReport, no_progress
-from vmfcoop.run import ADAPTER, HISTORY, PREDICTIONS, Run, read_run
+from vmfcoop.run import ADAPTER, HISTORY, METRICS, PREDICTIONS, RECORD, Run, read_run
 from vmfcoop.sphere import VonMisesFisherFit, fit_vmf
+from vmfcoop.trust.calibration import tempered
 from vmfcoop.trust.record import Trust, read_trust
 
 SMALLEST = 5e-7
 """What a probability is taken for that ``predictions.csv`` rounds to 0."""
+
+TIE = 1e-9
+"""What the recorded class is given where rounded numbers tie; far below what rounding takes away."""
+
+OTHER, OTHER_REDUCED = 0.05, 0.25
+"""Difference of probabilities from those recorded that no other device or library explains: with towers in
+fp32, and in reduced precision."""
 
 _PROMPT = "prompt."
 T = TypeVar("T")
@@ -49,7 +58,7 @@ class Predictions:
     Attributes:
         files: n names, as the data name them.
         labels: shape ``(n,)``.
-        probabilities: shape ``(n, C)``, rounded to six digits.
+        probabilities: shape ``(n, C)``, rounded to six digits; the recorded class is the highest.
     """
 
     files: tuple[str, ...]
@@ -141,13 +150,33 @@ class Evidence:
             return None
 
     @cached_property
+    def exact_logits(self) -> Tensor | None:
+        """Logits of the test images, ``(n, C)``; None without data or backbone.
+
+        None too where the images now give other probabilities than those recorded.
+        """
+        features, found = self.test_features, self.predictions
+        if self.opened is None or features is None or found is None:
+            return None
+        with torch.no_grad():
+            logits = self.opened.fitted.logits(features)
+        change = float(np.abs(tempered(logits, 1.0) - found.probabilities).max())
+        full = self.run.record["backbone"].get("precision", "fp32") == "fp32"
+        if change <= (OTHER if full else OTHER_REDUCED):
+            return logits
+        self.missing["changed"] = (
+            f"The test images now give other probabilities than those recorded, by up to {change:.2f}: they, "
+            "how they are read, or the adapter changed since the run was fitted."
+        )
+        return None
+
+    @cached_property
     def test_logits(self) -> Tensor | None:
-        """Logits of the test images, ``(n, C)``; without data or backbone, logs of the probabilities."""
+        """The exact ones, else logs of the recorded probabilities."""
+        if self.exact_logits is not None:
+            return self.exact_logits
         if self.predictions is None:
             return None
-        if self.opened is not None and self.test_features is not None:
-            with torch.no_grad():
-                return self.opened.fitted.logits(self.test_features)
         return torch.from_numpy(np.log(self.predictions.probabilities.clip(min=SMALLEST)))
 
     @cached_property
@@ -206,9 +235,11 @@ def gather(
     """Read a run directory, and open its data and backbone where they are still there.
 
     Raises:
-        UserError: the folder is no run directory, or its record or metrics are damaged.
+        UserError: the folder is no run directory, its record or metrics are damaged, the device is absent, or
+            ``backbone`` is named and is not that of the run.
     """
-    run = read_run(folder)
+    run = _whole(read_run(folder))
+    resolve_device(device)
     missing: dict[str, str] = {}
 
     def attempt(name: str, what: str, get: Callable[[], T]) -> T | None:
@@ -218,21 +249,75 @@ def gather(
             missing[name] = f"{what}: {error}"
             return None
 
+    state = attempt("adapter", "What was learned cannot be read", lambda: _state(run))
+    opened = None
+    if state is None:
+        missing["backbone"] = missing["adapter"]
+    elif backbone is not None:
+        opened = _open(run, backbone, device, progress)
+    else:
+        found = "The backbone is not at hand"
+        opened = attempt("backbone", found, lambda: _open(run, None, device, progress))
     return Evidence(
         run=run,
         predictions=attempt("predictions", "The predictions cannot be read", lambda: read_predictions(run)),
         history=attempt("history", "The history cannot be read", lambda: read_history(run)) or [],
         trust=attempt("trust", "The calibration record cannot be read", lambda: read_trust(run)),
         table=attempt("data", "The data are not at hand", lambda: _dataset(run, progress)),
-        opened=attempt(
-            "backbone",
-            "The backbone is not at hand",
-            lambda: open_run(run, backbone, device, progress=progress),
-        ),
+        opened=opened,
         bank=attempt("descriptions", "The descriptions are not at hand", lambda: recorded_bank(run)),
-        state=attempt("adapter", "What was learned cannot be read", lambda: _state(run)) or {},
+        state=state or {},
         missing=missing,
     )
+
+
+_RECORDED = {
+    "method": ("name", "config"),
+    "backbone": ("spec", "fingerprint", "device"),
+    "data": (
+        *("spec", "name", "fingerprint", "class_names", "renamed_classes", "images", "grouped", "groups"),
+        *("test_fraction", "val_fraction", "split_seed"),
+    ),
+    "support": ("shots", "seed", "views", "train", "val"),
+    "descriptions": ("source", "fingerprint", "per_class"),
+    "command": (),
+}
+_NUMBERS = ("n", "accuracy", "balanced_accuracy", "macro_f1", "ece")
+_OF_A_CLASS = ("precision", "recall", "f1", "support")
+
+
+def _whole(run: Run) -> Run:
+    """A run whose record and metrics have what every version wrote, completed by what early ones did not.
+
+    Raises:
+        UserError: something is missing, or is no number.
+    """
+    for part, keys in _RECORDED.items():
+        found = run.record.get(part)
+        if found is None or not all(key in found for key in keys):
+            raise UserError(f"'{run.folder / RECORD}' is damaged: its part '{part}' is not whole; fit again.")
+    try:
+        metrics, names = run.metrics, run.class_names
+        rows = [metrics["per_class"][name] for name in names]
+        numbers = [metrics[key] for key in _NUMBERS] + [row[key] for row in rows for key in _OF_A_CLASS]
+        matrix = np.array(metrics["confusion_matrix"])
+        if not np.isfinite(numbers).all() or matrix.shape != (len(rows), len(rows)) or not names:
+            raise ValueError("no numbers")
+        majority = max(row["support"] for row in rows) / metrics["n"]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"'{run.folder / METRICS}' is damaged or of other classes than the run; fit again."
+        ) from error
+    return replace(run, metrics={"chance": 1 / len(rows), "majority": majority, **metrics})
+
+
+def _open(run: Run, backbone: str | None, device: str, progress: ProgressReport) -> OpenRun:
+    try:
+        return open_run(run, backbone, device, progress=progress)
+    except KeyError as error:
+        raise UserError(
+            f"'{run.folder / ADAPTER}' lacks {error}, which the method needs; fit again."
+        ) from error
 
 
 def _dataset(run: Run, progress: ProgressReport) -> Dataset:
@@ -241,32 +326,64 @@ def _dataset(run: Run, progress: ProgressReport) -> Dataset:
 
 
 def _state(run: Run) -> dict[str, Tensor]:
+    path = run.folder / ADAPTER
     try:
-        state: dict[str, Tensor] = load_file(run.folder / ADAPTER)
+        state: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"'{run.folder / ADAPTER}' is missing or damaged.") from error
+        raise UserError(f"'{path}' is missing or damaged.") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise UserError(
+            f"'{path}' holds numbers that are not finite, as a training that diverged leaves them."
+        )
+    for key, tensor in state.items():
+        more = _MORE_THAN_CLASSES.get(key.removeprefix(_PROMPT))
+        if more is not None and len(tensor) != len(run.class_names) + more:
+            raise UserError(f"'{path}' is of other classes than the run.")
     return state
+
+
+_MORE_THAN_CLASSES = {
+    "anchors": 0,
+    "class_embeddings": 0,
+    "field_concentrations": 1,  # the vocabulary's
+    "field_resultant_lengths": 1,
+}
+"""Rows of what an adapter keeps of the classes, beyond one each."""
 
 
 def read_predictions(run: Run) -> Predictions:
     """``predictions.csv`` of a run.
 
     Raises:
-        UserError: it is missing, or is not of the run's classes.
+        UserError: it is missing, is not of the run's classes, or does not give the counts of
+            ``metrics.json``.
     """
     path = run.folder / PREDICTIONS
     names = run.class_names
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        labels = [names.index(row["label"]) for row in rows]
-        shares = [[float(row[f"p({name})"]) for name in names] for row in rows]
+        rows = _csv_rows(path)
+        labels = np.array([names.index(row["label"]) for row in rows], np.int64)
+        predicted = np.array([names.index(row["predicted"]) for row in rows], np.int64)
+        shares = np.array([[float(row[f"p({name})"]) for name in names] for row in rows])
         files = tuple(row["image"] for row in rows)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"'{path}' is missing or damaged.") from error
     if not rows:
         raise UserError(f"'{path}' has no rows.")
-    return Predictions(files, np.array(labels, np.int64), np.array(shares))
+    _check_probabilities(path, shares, predicted)
+    shares[np.arange(len(rows)), predicted] += TIE
+    counts = np.zeros((len(names), len(names)), int)
+    np.add.at(counts, (labels, predicted), 1)
+    if not np.array_equal(counts, run.metrics["confusion_matrix"]):
+        raise UserError(f"'{path}' is not whole or was changed: '{METRICS}' has other counts.")
+    return Predictions(files, labels, shares)
+
+
+def _check_probabilities(path: Path, shares: NDArray[np.float64], predicted: NDArray[np.int64]) -> None:
+    rounding = 1e-6 * (shares.shape[1] + 1)
+    highest = shares[np.arange(len(shares)), predicted] >= shares.max(axis=1)
+    if not (highest.all() and (shares >= 0).all() and (abs(shares.sum(axis=1) - 1) <= rounding).all()):
+        raise UserError(f"'{path}' has rows that are no probabilities of the classes.")
 
 
 def read_history(run: Run) -> list[dict[str, float]]:
@@ -277,10 +394,17 @@ def read_history(run: Run) -> list[dict[str, float]]:
     """
     path = run.folder / HISTORY
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError) as error:
+        rows = [{key: float(value) for key, value in row.items()} for row in _csv_rows(path)]
+        if not rows and path.stat().st_size > 0:
+            raise ValueError("a heading without rows")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"'{path}' is missing or damaged.") from error
+    return rows
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def recorded_bank(run: Run) -> DescriptionBank:

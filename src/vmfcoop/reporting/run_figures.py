@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Polygon
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
@@ -24,8 +24,11 @@ from vmfcoop.trust.calibration import Reliability
 DRAWN_IMAGES = 1500
 """Test images drawn on the sphere at most; every further one would only make the page larger."""
 
-LEGEND_ROW = 0.22
+LEGEND_ROW = 0.17
 """Inches of a row of a legend."""
+
+LEGEND_NAME, SHORT_NAME = 60, 24
+"""Letters of a class's name in a legend, and up to which two columns fit."""
 
 MOST_NAMES, LONGEST_NAME = 9, 28
 """Classes, and letters of a name, up to which the sphere shows names and not numbers."""
@@ -52,6 +55,27 @@ def class_look(index: int) -> tuple[str, Any, str]:
     """
     cycle = index // len(PALETTE)
     return PALETTE[index % len(PALETTE)], DASHES[cycle % len(DASHES)], MARKERS[cycle % len(MARKERS)]
+
+
+def shortened(name: str) -> str:
+    """A class's name as a legend has room for it, without its middle where it is long.
+
+    Example:
+        >>> len(shortened("an" * 50)), shortened("short")
+        (60, 'short')
+    """
+    line = " ".join(name.split())
+    if len(line) <= LEGEND_NAME:
+        return line
+    end = LEGEND_NAME // 3
+    return f"{line[: LEGEND_NAME - end - 3]} … {line[-end:]}"
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], **look: Any) -> None:
+    """A legend of all its labels; Matplotlib itself leaves out those that begin with an underscore."""
+    legend = figure.legend(handles, ["-"] * len(labels), fontsize=8, loc="lower center", **look)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
 
 
 def average_precisions(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> list[float | None]:
@@ -85,40 +109,46 @@ def roc_and_precision_recall(
     """
     precisions = average_precisions(probabilities, labels)
     known = [i for i, area in enumerate(areas) if area is not None and precisions[i] is not None]
-    columns = 2 if max(map(len, names)) < 28 else 1
-    legend = LEGEND_ROW * math.ceil(len(known) / columns) + 0.1
+    short = [shortened(name) for name in names]
+    columns = 2 if max(map(len, short)) <= SHORT_NAME else 1
+    legend = LEGEND_ROW * math.ceil(len(known) / columns) + 0.15
     with _figure(WIDTH, 3.5 + legend) as figure:
         height = 3.5 + legend
         box = (legend + 0.5) / height, 2.75 / height
         roc = figure.add_axes((0.09, box[0], 0.38, box[1]))
         pr = figure.add_axes((0.59, box[0], 0.38, box[1]))
         roc.plot((0, 1), (0, 1), color=INK, linewidth=0.7, linestyle=(0, (1, 3)))
+        lines, told = [], []
         for i in known:
             color, dash, _ = class_look(i)
             x, y, _ = roc_curve(labels == i, probabilities[:, i])
             recall_side = precision_recall_curve(labels == i, probabilities[:, i])
-            label = f"{names[i]}: AUROC {areas[i]:.3f}, AP {precisions[i]:.3f}"
-            _curve(roc, x, y, color, dash, label)
+            values = f"AUROC {areas[i]:.3f}, AP {precisions[i]:.3f}"
+            lines.append(_curve(roc, x, y, color, dash, f"{names[i]}: {values}"))
+            told.append(f"{short[i]}: {values}")
             # Precision holds from one threshold to the next; a slanted line between them would flatter it.
-            _curve(pr, recall_side[1], recall_side[0], color, dash, label, drawstyle="steps-post")
+            sides = recall_side[1], recall_side[0]
+            _curve(pr, *sides, color, dash, f"{names[i]}: {values}", drawstyle="steps-post")
         roc.set(xlabel="false positive rate", ylabel="true positive rate (recall)", title="ROC")
         pr.set(xlabel="recall", ylabel="precision", title="Precision-recall")
         for axes in (roc, pr):
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
             axes.title.set_fontsize(9.5)
-        handles, labels_shown = roc.get_legend_handles_labels()
-        figure.legend(handles, labels_shown, loc="lower center", ncols=columns, fontsize=8)
+        _legend(figure, lines, told, ncols=columns)
         return inline_svg(figure, key, _curves_alt(names, areas, precisions, known))
 
 
-def _curve(axes: Axes, x: Any, y: Any, color: str, dash: Any, label: str, drawstyle: Any = "default") -> None:
-    (line,) = axes.plot(x, y, color=color, linestyle=dash, linewidth=1.4, label=label, drawstyle=drawstyle)
-    line.set_gid(_curve_id(label))
+def _curve(
+    axes: Axes, x: Any, y: Any, color: str, dash: Any, title: str, drawstyle: Any = "default"
+) -> Line2D:
+    (line,) = axes.plot(x, y, color=color, linestyle=dash, linewidth=1.4, drawstyle=drawstyle)
+    line.set_gid(_curve_id(title))
+    return line
 
 
-def _curve_id(label: str) -> str:
+def _curve_id(title: str) -> str:
     """What ``inline_svg`` turns into the curve's title; it looks for it between double quotes."""
-    return "curve " + label.replace('"', "'")
+    return "curve " + title.replace('"', "'")
 
 
 def _curves_alt(
@@ -214,6 +244,7 @@ def training_curves(
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(_epoch_ticks())
         axes.set(ylabel="loss, mean over images")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), fontsize=8)
         if not schedules:
@@ -223,6 +254,10 @@ def training_curves(
         return inline_svg(figure, key, _training_alt(terms, schedules, len(epochs)))
 
 
+def _epoch_ticks() -> MaxNLocator:
+    return MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
+
+
 def _draw_schedule(
     figure: Figure, box: tuple[float, float, float, float], epochs: Sequence[float], values: Any, name: str
 ) -> None:
@@ -230,6 +265,7 @@ def _draw_schedule(
     axes.plot(
         epochs, values, color=INK, linewidth=1.2, marker="o" if len(epochs) == 1 else None, markersize=3
     )
+    axes.xaxis.set_major_locator(_epoch_ticks())
     axes.set(xlabel="epoch")
     axes.set_title(name, size=9, loc="left")
     axes.margins(y=0.12)
@@ -408,15 +444,15 @@ def _draw_legend(figure: Figure, view: SphereView, names: Sequence[str]) -> None
     place = (0.5, 0.02 + LEGEND_ROW * math.ceil(len(names) / columns) / figure.get_figheight())
     figure.legend(handles=kinds, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=place)
     classes = [
-        Line2D([], [], linestyle="none", marker=class_look(i)[2], color=class_look(i)[0], label=label)
-        for i, label in enumerate(_legend_names(names))
+        Line2D([], [], linestyle="none", marker=class_look(i)[2], color=class_look(i)[0])
+        for i in range(len(names))
     ]
-    figure.legend(handles=classes, loc="lower center", ncols=columns, fontsize=8, bbox_to_anchor=(0.5, 0.0))
+    _legend(figure, classes, _legend_names(names), ncols=columns, bbox_to_anchor=(0.5, 0.0))
 
 
 def _columns(names: Sequence[str]) -> int:
     """Columns of the legend of the classes."""
-    return max(1, min(3, 80 // max(map(len, names))))
+    return max(1, min(3, 80 // max(map(len, _legend_names(names)))))
 
 
 def _crowded(names: Sequence[str]) -> bool:
@@ -425,7 +461,8 @@ def _crowded(names: Sequence[str]) -> bool:
 
 
 def _legend_names(names: Sequence[str]) -> list[str]:
-    return [f"{i}  {name}" for i, name in enumerate(names, 1)] if _crowded(names) else list(names)
+    short = [shortened(name) for name in names]
+    return [f"{i}  {name}" for i, name in enumerate(short, 1)] if _crowded(names) else short
 
 
 def _sphere_alt(view: SphereView, names: Sequence[str], test_labels: NDArray[np.int64] | None) -> str:

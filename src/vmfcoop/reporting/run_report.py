@@ -16,8 +16,9 @@ from torch import Tensor
 from vmfcoop.__about__ import __version__
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.evaluation.intervals import MetricIntervals, metric_intervals
+from vmfcoop.explain.checks import CHECKS
 from vmfcoop.explain.images import standing
-from vmfcoop.explain.maps import DEFAULT_METHOD, MAP_METHODS
+from vmfcoop.explain.maps import DEFAULT_METHOD, MAP_METHODS, methods_for
 from vmfcoop.files import write_atomically
 from vmfcoop.methods.vmfcoop import contrastive_temperature
 from vmfcoop.progress import ProgressReport, no_progress
@@ -28,6 +29,7 @@ from vmfcoop.reporting.run_evidence import Evidence, gather
 from vmfcoop.reporting.run_figures import (
     DRAWN_IMAGES,
     average_precisions,
+    loss_terms,
     reliability_diagram,
     roc_and_precision_recall,
     sphere_figure,
@@ -45,13 +47,15 @@ from vmfcoop.reporting.run_tables import (
     settings_table,
 )
 from vmfcoop.reporting.sphere_view import CAP_SHARE, Images, SphereView, sphere_view
-from vmfcoop.run import REPORT
+from vmfcoop.run import ADAPTER, HISTORY, METRICS, PREDICTIONS, RECORD, REPORT, TRUST
 from vmfcoop.trust.calibration import calibration_scores, reliability, tempered
-from vmfcoop.trust.conformal import SetRequest, coverage, fit_sets
+from vmfcoop.trust.conformal import SetRequest, coverage, fit_sets, images_needed
 
 MISTAKES = 8
 ALPHA = 0.1
 """Error rate of the prediction sets that are reported."""
+
+OWN_FILES = (RECORD, ADAPTER, METRICS, PREDICTIONS, HISTORY, TRUST, CHECKS)
 
 PARTS = {
     "summary": "Summary",
@@ -112,11 +116,32 @@ def write_run_report(
     """
     if map_method is not None and map_method not in MAP_METHODS:
         raise unknown_name("saliency method", map_method, MAP_METHODS)
-    evidence = gather(folder, backbone, device, progress)
-    page = render_run(evidence, map_method, shown_mistakes, progress)
     path = out or folder / REPORT
+    _refuse_own_file(path, folder)
+    evidence = gather(folder, backbone, device, progress)
+    _refuse_unoffered(map_method, evidence)
+    page = render_run(evidence, map_method, shown_mistakes, progress)
     write_atomically(path, page)
     return RunReport(path, tuple(dict.fromkeys(evidence.missing.values())))
+
+
+def _refuse_own_file(path: Path, folder: Path) -> None:
+    """Keep the run's own files from being written over, and end early where a folder is named."""
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; name the page, such as '{path / REPORT}'.")
+    if path.name in OWN_FILES and path.parent.resolve() == folder.resolve():
+        raise UserError(f"'{path}' is a file of the run itself; choose another name for the page.")
+
+
+def _refuse_unoffered(map_method: str | None, evidence: Evidence) -> None:
+    if map_method is None or evidence.opened is None:
+        return
+    offered = methods_for(evidence.opened.encoder)
+    if map_method not in offered:
+        raise UserError(
+            f"The backbone '{evidence.opened.encoder.name}' has no {map_method} maps; choose one of "
+            f"{', '.join(offered)}, or none."
+        )
 
 
 def render_run(
@@ -160,8 +185,8 @@ def render_run(
 
 
 def _coded(text: str) -> Markup:
-    """Text whose `parts` in backquotes are code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    """Text whose commands in backquotes are code; other backquotes may be in the name of a class."""
+    return Markup(re.sub(r"`(vmfcoop [^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 @dataclass(frozen=True)
@@ -208,7 +233,7 @@ def _classes(evidence: Evidence, intervals: MetricIntervals | None) -> Block:
     metrics, found = evidence.run.metrics, evidence.predictions
     precisions = None if found is None else average_precisions(found.probabilities, found.labels)
     table = per_class_table(metrics, precisions, intervals)
-    areas = [row["auroc"] for row in metrics["per_class"].values()]
+    areas = [row.get("auroc") for row in metrics["per_class"].values()]
     if found is None or all(area is None for area in areas):
         why = evidence.why("predictions") or "No class has both images of its own and of others."
         return Block(tables=(table,), why=f"There are no curves. {why}")
@@ -224,7 +249,6 @@ def _calibration(evidence: Evidence) -> Block:
     plain = tempered(logits, 1.0)
     diagrams = {"as the method gives them": reliability(plain, found.labels)}
     notes = []
-    rounded = evidence.opened is None or evidence.test_features is None
     if trust is None:
         why = evidence.why("trust") or (
             "The run keeps no calibration record (an older version fitted it), so there is no temperature "
@@ -242,10 +266,9 @@ def _calibration(evidence: Evidence) -> Block:
     notes.append(
         "Marks are bins of the top probability; the more images, the larger. Bars are 95 % intervals."
     )
-    if rounded:
-        notes.append(
-            "Computed from probabilities rounded to six digits: " + evidence.why("data", "backbone", "images")
-        )
+    if evidence.exact_logits is None:
+        reason = evidence.why("data", "backbone", "images", "changed")
+        notes.append(f"Computed from probabilities rounded to six digits: {reason}")
     sets, set_notes = _prediction_sets(evidence, logits)
     svg = reliability_diagram(diagrams, "reliability")
     return Block((("Reliability diagram", Markup(svg)),), sets, (*notes, *set_notes), why)
@@ -271,7 +294,7 @@ def _prediction_sets(evidence: Evidence, logits: Tensor) -> tuple[tuple[PageTabl
     trust, found = evidence.trust, evidence.predictions
     if trust is None or found is None:
         return (), ()
-    count, needed = len(trust.calibration_labels), math.ceil(1 / ALPHA - 1e-9) - 1
+    count, needed = len(trust.calibration_labels), images_needed(ALPHA)
     if count < needed:
         return (), (
             f"Prediction sets at an error rate of {ALPHA:g} need {needed} calibration images; the run has "
@@ -292,7 +315,7 @@ def _prediction_sets(evidence: Evidence, logits: Tensor) -> tuple[tuple[PageTabl
 
 
 def _training(evidence: Evidence) -> Block:
-    if not evidence.history:
+    if not evidence.history or not loss_terms(evidence.history):
         why = evidence.why("history") or "The method is not trained in steps, so there are no loss curves."
         return Block(why=why)
     temperature, note = _temperatures(evidence)
@@ -500,6 +523,8 @@ def _mistakes(evidence: Evidence, method: str | None, most: int, progress: Progr
     rows = rows[np.argsort(-found.probabilities[rows].max(axis=1), kind="stable")]
     if not len(rows):
         return Mistakes(why="The run makes no mistake on the test images.")
+    if most == 0:
+        return Mistakes(total=len(rows), why=f"None of {len(rows)} is shown, as was asked.")
     if evidence.opened is None or evidence.table is None:
         return Mistakes(total=len(rows), why=evidence.why("data", "backbone"))
     rows = rows[:most]

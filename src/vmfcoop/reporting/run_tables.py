@@ -16,6 +16,8 @@ from vmfcoop.sphere import VonMisesFisherFit, inverse_bessel_ratio
 from vmfcoop.sphere.caps import cap_angle
 
 NONE = "–"
+PAPER = 12
+"""Columns that fit on paper."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class PageTable:
     def key(self) -> str:
         """Its id on the page."""
         return "table-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether paper cuts it off, which the printed page then says."""
+        return len(self.columns) > PAPER
 
 
 def share(value: float) -> str:
@@ -124,12 +131,17 @@ def _number(value: float | None, small: str = "", digits: int = 3) -> Entry:
 def per_class_table(
     metrics: Mapping[str, Any], precisions: Sequence[float | None] | None, intervals: MetricIntervals | None
 ) -> PageTable:
-    """Recall, precision, F1, AUROC, average precision and support of every class."""
+    """Recall, precision, F1, AUROC, average precision and support of every class, where they are defined."""
     keys = {"recall": "recall", "precision": "precision", "f1": "F1", "auroc": "AUROC"}
+    named = np.array(metrics["confusion_matrix"]).sum(axis=0)
     rows = []
     for i, (name, row) in enumerate(metrics["per_class"].items()):
+        shown = row["support"] > 0
+        defined = {"recall": shown, "precision": named[i] > 0, "f1": shown, "auroc": True}
         numbers = [
-            _number(row[key], _between(intervals.per_class[key][i]) if intervals is not None else "")
+            _number(row.get(key), _between(intervals.per_class[key][i]) if intervals is not None else "")
+            if defined[key]
+            else Entry(NONE)
             for key in keys
         ]
         area = [] if precisions is None else [_number(precisions[i])]

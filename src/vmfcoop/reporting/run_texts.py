@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def _learned(evidence: Evidence) -> str:
 
 def _accuracy(evidence: Evidence, intervals: MetricIntervals | None) -> str:
     metrics = evidence.run.metrics
-    found = f" (95 % interval {shares(intervals.overall['accuracy'])})" if intervals is not None else ""
+    found = _bracketed(None if intervals is None else intervals.overall.get("accuracy"))
     return (
         f"It names the right class for {share(metrics['accuracy'])} of {metrics['n']} test images{found}; "
         f"chance is {share(metrics['chance'])}, and always naming the most frequent class gives "
@@ -114,15 +114,22 @@ def _of_the_data(evidence: Evidence) -> list[str]:
     leaking = () if evidence.table is None else evidence.table.leaking_groups()
     if leaking:
         told.append(
-            f"{len(leaking)} groups (patients, volumes) have images in more than one split, the first being "
-            f"'{leaking[0]}': the figures look better than they are."
+            f"{len(leaking)} {_groups(len(leaking))} images in more than one split: the figures look better "
+            "than they are."
         )
     elif not data["grouped"]:
         told.append(
             "The data name no patients: if images of one patient are in training and in test, the figures "
             "look better than they are."
         )
+    if evidence.exact_logits is None and evidence.why("changed"):
+        told.append(f"{evidence.why('changed')} Numbers are of what was recorded; pictures are of today.")
     return told
+
+
+def _groups(count: int) -> str:
+    """Which ones is not said: a group's name may be a patient's."""
+    return "group (a patient, a volume) has" if count == 1 else "groups (patients, volumes) have"
 
 
 def _of_probabilities(evidence: Evidence) -> list[str]:
@@ -145,18 +152,33 @@ def _of_probabilities(evidence: Evidence) -> list[str]:
 
 
 def _of_small_classes(evidence: Evidence) -> list[str]:
-    rows = evidence.run.metrics["per_class"]
-    small = [f"{name} ({rows[name]['support']})" for name in evidence.names if rows[name]["support"] < FEW]
-    if not small:
-        return []
-    shown = ", ".join(small[:6]) + (f" and {len(small) - 6} more" if len(small) > 6 else "")
-    return [f"Fewer than {FEW} test images show these classes, so that their figures are rough: {shown}."]
+    counts = {name: row["support"] for name, row in evidence.run.metrics["per_class"].items()}
+    absent = [name for name, count in counts.items() if count == 0]
+    small = [f"{name} ({count})" for name, count in counts.items() if 0 < count < FEW]
+    told = []
+    if absent:
+        told.append(
+            "No test image shows these classes, so that nothing here is about them, and macro AUROC is not "
+            f"defined: {_first(absent)}."
+        )
+    if small:
+        told.append(
+            f"Fewer than {FEW} test images show these classes, so that their figures are rough: "
+            f"{_first(small)}."
+        )
+    return told
+
+
+def _first(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def how_intervals(evidence: Evidence, intervals: MetricIntervals | None) -> list[str]:
     """Which intervals the tables have, and what they take for granted."""
     if intervals is None:
         return [f"There are no intervals. {evidence.why('predictions')}"]
+    if intervals.groups == 1:
+        return ["All test images are of one group (a patient, a volume): that gives no intervals for others."]
     told = []
     if intervals.groups is not None:
         told.append(
@@ -175,11 +197,12 @@ def how_intervals(evidence: Evidence, intervals: MetricIntervals | None) -> list
                 "The images are grouped (by patient or volume), but which is whose is in the data, not in "
                 f"the run: the intervals are too narrow. {evidence.why('data')}"
             )
-    ends = [interval for key in ("f1", "auroc") for interval in intervals.per_class[key] if interval]
+    ends = [*intervals.overall.values()]
+    ends += [end for key in ("f1", "auroc") for end in intervals.per_class[key] if end is not None]
     if any(interval.low == interval.high for interval in ends):
         told.append(
-            "Where no resample differs, the interval of F1 or AUROC is a point: these images are easy for "
-            "the class, the figure is not exact."
+            "Where all resamples give the same value, as where all images are right or all wrong, the "
+            "interval is a point, and says nothing of how sure the figure is."
         )
     told.append(
         "All intervals are for this one classifier on other images of the same kind; another support set "
@@ -255,9 +278,8 @@ def _calibration_limits(evidence: Evidence) -> list[str]:
 def intended_use(evidence: Evidence) -> list[str]:
     """What the run may be used for, from what it is."""
     names = evidence.names
-    listed = ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])} and {len(names) - 12} more"
     return [
-        f"Made to tell apart: {listed}; in images like those of {data_name(evidence.run.record)}.",
+        f"Made to tell apart: {_first(names, 12)}; in images like those of {data_name(evidence.run.record)}.",
         "For research on few-shot adaptation: to compare methods, to see what a classifier of so few images "
         "looks at, and to find the classes that need more or better images.",
         "Not a medical device, and not validated for clinical decisions: no prospective study, no reader "
