@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,15 @@ from typer.testing import CliRunner
 
 from tests.explain.test_dicom_out import secrets, source
 from vmfcoop.cli import app
+from vmfcoop.errors import UserError
 from vmfcoop.explain import DEFAULT_METHOD, MAP_METHODS, class_target, saliency_maps
 from vmfcoop.explain import images as explain_images_module
 from vmfcoop.explain.images import Standing, explain_images, standing
-from vmfcoop.explain.outputs import named_images
+from vmfcoop.explain.outputs import named_images, written_whole
 from vmfcoop.explain.placement import Box, place_map, seen_box
 from vmfcoop.explain.verdict import CRITERIA
-from vmfcoop.pipeline import FitRequest, open_run, predict_images, run_fit
-from vmfcoop.run import read_run
+from vmfcoop.pipeline import FitRequest, OpenRun, open_run, predict_images, run_fit
+from vmfcoop.run import Run, read_run
 
 CLASSES = ("glioma tumor", "meningioma tumor", "normal brain")
 
@@ -50,6 +54,19 @@ def images(image_folder: Path) -> list[Path]:
     return [sorted(folder.glob("*.png"))[-1] for folder in sorted(image_folder.iterdir())]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def opened_once() -> Iterator[None]:
+    """Each run's backbone is loaded once for all tests."""
+    opened: dict[Path, OpenRun] = {}
+
+    def open_or_known(run: Run, *given: Any) -> OpenRun:
+        return opened.setdefault(run.folder, opened.get(run.folder) or open_run(run, *given))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain_images_module, "open_run", open_or_known)
+        yield
+
+
 def vmfcoop(*arguments: Any) -> Any:
     environment = {"COLUMNS": "300", "NO_COLOR": "1"}
     result = CliRunner().invoke(app, list(map(str, arguments)), env=environment)
@@ -59,7 +76,8 @@ def vmfcoop(*arguments: Any) -> Any:
 
 
 def explained(*arguments: Any) -> dict[str, Any]:
-    result = vmfcoop("explain", *arguments, "--json")
+    quick = () if "--map" in arguments else ("--map", "gradcam")
+    result = vmfcoop("explain", *arguments, *quick, "--json")
     assert result.exit_code == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -79,7 +97,8 @@ def plain(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """One image a class, explained without any option: the folder and what was printed of each."""
     out = tmp_path_factory.mktemp("plain") / "out"
-    found = explained(run, *images, "--out", out)
+    result = vmfcoop("explain", run, *images, "--out", out, "--json")
+    found = json.loads(result.stdout)
     assert found["map"] == DEFAULT_METHOD and found["out"] == str(out)
     return out, found["images"]
 
@@ -169,7 +188,7 @@ def test_the_default_folder_is_named_by_the_run(
     run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = vmfcoop("explain", run, images[0])
+    result = vmfcoop("explain", run, images[0], "--map", "gradcam")
     assert (tmp_path / "explained" / "brains" / "index.html").is_file()
     assert "explained/brains/index.html" in result.stdout and str(images[0]) in result.stdout
 
@@ -211,6 +230,23 @@ def test_names_are_plain_and_unlike_each_other(tmp_path: Path) -> None:
     assert [name for _, name in named_images(inputs[:1], neutral=True)] == [
         f"image-000{i}" for i in (1, 2, 3)
     ]
+
+
+def test_no_file_of_an_image_is_written_over_by_another(
+    run: Path, images: list[Path], tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    (new / "a.json").mkdir(parents=True)
+    for name in ("explained.png", "a.png", "a.json/1.png", "index.html.png"):
+        shutil.copy(images[0], new / name)
+    shutil.copy(images[0], os.fsencode(new) + b"/caf\xe9.png")  # No Unicode: from a Latin-1 system.
+    out = tmp_path / "out"
+    rows = explained(run, new, "--out", out)["images"]
+    files = [file for row in rows for file in row["files"].values()]
+    assert len(rows) == 5 and len(set(files)) == 20 and all((out / file).is_file() for file in files)
+    summary = json.loads((out / "explained.json").read_text())
+    assert [row["source"] for row in summary["images"]] == [row["source"] for row in rows]
+    assert any(os.fsencode(row["source"]).endswith(b"caf\xe9.png") for row in rows)
 
 
 def test_the_python_call_does_the_same(run: Path, images: list[Path], tmp_path: Path, plain: Plain) -> None:
@@ -300,11 +336,11 @@ def test_the_checks_of_the_run_are_said(run: Path, images: list[Path], tmp_path:
     other = tmp_path / "run"
     shutil.copytree(run, other)
     if state != "unchecked":
-        content = {"images": 32, "methods": {DEFAULT_METHOD: {"passes": state == "passed"}}}
+        content = {"images": 32, "methods": {"gradcam": {"passes": state == "passed"}}}
         (other / "explain_checks.json").write_text(json.dumps(content))
-    result = vmfcoop("explain", other, images[0], "--out", tmp_path / "out", "--json")
+    result = vmfcoop("explain", other, images[0], "--out", tmp_path / "out", "--map", "gradcam", "--json")
     assert json.loads(result.stdout)["checks"] == state
-    words = standing(other, DEFAULT_METHOD).words
+    words = standing(other, "gradcam").words
     assert words in Page(tmp_path / "out" / "index.html").text
     assert (words in result.stderr) is (state != "passed")
 
@@ -400,9 +436,81 @@ def test_an_error_half_way_leaves_what_was_there(
         return place(*given)
 
     monkeypatch.setattr(explain_images_module, "place_map", failing)
-    assert "full" in refused(run, *images, "--out", out, "--overwrite")
+    assert "full" in refused(run, *images[:2], "--map", "gradcam", "--out", out, "--overwrite")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_ctrl_c_leaves_nothing_and_no_folder_that_was_made(
+    run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(explain_images_module, "place_map", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        explain_images(run, images[:1], tmp_path / "new" / "out", method="gradcam", device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_stays_itself_and_is_exchanged_or_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renaming over it would fail on a mount, and take a link's place."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    (real / ".hidden").write_text("a file manager's")
+    inode = real.stat().st_ino
+    for content in ("first", "second"):
+        with written_whole(link) as scratch:
+            (scratch / "a").write_text(content)
+            (scratch / content).write_text(content)
+        assert sorted(path.name for path in real.iterdir()) == sorted([".hidden", "a", content])
+        assert (real / "a").read_text() == content
+    assert link.is_symlink() and real.stat().st_ino == inode
+
+    rename = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(UserError, match="full"), written_whole(link) as scratch:
+        for name in ("a", "b", "c"):
+            (scratch / name).write_text("third")
+    assert sorted(path.name for path in real.iterdir()) == [".hidden", "a", "second"]
+    assert (real / "a").read_text() == "second"
+
+
+def test_a_folder_that_another_process_makes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="another process"), written_whole(out):
+        out.mkdir()
+        (out / "theirs").write_text("kept")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_what_explain_did_not_write_is_not_lost(run: Path, images: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    explained(run, images[0], "--out", out)
+    (out / "notes.txt").write_text("seen by Dr A")
+    assert "notes.txt" in refused(run, images[0], "--out", out, "--overwrite")
+    assert (out / "notes.txt").is_file() and (out / "index.html").is_file()
+    assert "too long" in refused(run, images[0], "--out", tmp_path / ("n" * 300))
+
+
+def test_explanations_inside_the_input_folder_are_not_explained(
+    run: Path, images: list[Path], tmp_path: Path
+) -> None:
+    shutil.copy(images[0], tmp_path / "1.png")
+    for name in ("a/first", "second", "a/first"):
+        rows = explained(run, tmp_path, "--out", tmp_path / name, "--overwrite")["images"]
+        assert [row["image"] for row in rows] == ["1"]
+    (tmp_path / "1.png").unlink()
+    assert "earlier explanations" in refused(run, tmp_path, "--out", tmp_path / "third")
 
 
 # DICOM
@@ -415,7 +523,7 @@ def test_dicom_in_dicom_out_without_identifiers_anywhere(
     picture = tmp_path / "SECRET-4711.png"
     shutil.copy(images[0], picture)
     out = tmp_path / "out"
-    result = vmfcoop("explain", run, path, picture, "--out", out, "--dicom")
+    result = vmfcoop("explain", run, path, picture, "--out", out, "--dicom", "--map", "gradcam")
     assert result.exit_code == 0 and "burned into the pixels" in result.stderr
     assert str(path) in result.stdout and "image-0001" in result.stdout  # Who is who is said, not written.
     for file in out.rglob("*"):
@@ -462,7 +570,7 @@ def test_help_shows_both_uses() -> None:
 
 
 def test_options_may_come_first(run: Path, images: list[Path], tmp_path: Path) -> None:
-    result = vmfcoop("explain", "--out", tmp_path / "out", "--json", run, images[0])
+    result = vmfcoop("explain", "--out", tmp_path / "out", "--map", "gradcam", "--json", run, images[0])
     assert len(json.loads(result.stdout)["images"]) == 1
 
 

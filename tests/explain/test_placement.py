@@ -79,7 +79,7 @@ def assert_near(
             assert abs(given - right) * (last - first) < within * scale, (found, known)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     width=st.integers(2, 900),
     height=st.integers(2, 900),
@@ -159,7 +159,7 @@ def test_a_size_is_measured_once() -> None:
     assert encoder.calls > calls
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     width=st.integers(40, 500),
     height=st.integers(40, 500),
@@ -191,7 +191,7 @@ def test_a_dot_comes_back_to_its_place(
     assert abs(found[0] - centre[0]) < step_x and abs(found[1] - centre[1]) < step_y
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     size=st.tuples(st.integers(20, 60), st.integers(20, 60)),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vmfcoop.explain import render
 from vmfcoop.explain.placement import Box
 from vmfcoop.explain.render import (
     BAR_LABEL,
@@ -193,3 +197,26 @@ def test_scripts_that_no_font_has_are_drawn_without_warnings(recwarn: pytest.War
     caption = Caption("Predicted: \N{YI SYLLABLE IT}\N{CUNEIFORM SIGN A}", "Occlusion")
     figure_picture(overlay_figure(photograph(), np.zeros((30, 40), np.float32), caption))
     assert not recwarn.list
+
+
+def test_two_threads_that_draw_leave_matplotlib_as_it_was() -> None:
+    before = dict(matplotlib.rcParams)
+    entered, leave = threading.Event(), threading.Event()
+
+    def draws_long() -> None:
+        with render._drawing():
+            entered.set()
+            leave.wait(10)
+
+    def draws() -> None:
+        entered.wait(10)
+        with render._drawing():
+            pass
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(draws_long), pool.submit(draws)
+        assert entered.wait(10) and not wait([second], timeout=0.1).done
+        leave.set()
+        first.result()
+        second.result()
+    assert dict(matplotlib.rcParams) == before

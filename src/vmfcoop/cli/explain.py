@@ -150,9 +150,9 @@ def _table(done: Explained, numbered: bool) -> Table:
 
     from vmfcoop.explain.render import percent
 
-    table = Table(
-        "image", "predicted", "probability", "what the map speaks for", *(["files"] if numbered else [])
-    )
+    table = Table()
+    for column in ("image", "predicted", "probability", "what the map speaks for", *["files"] * numbered):
+        table.add_column(column, overflow="fold")
     for image in done.images:
         probability = percent(image.probabilities[image.predicted])
         cells = (str(image.source), image.predicted, probability, image.target, image.name)

@@ -95,9 +95,19 @@ class GScoreCAM(MapMethod):
     ) -> Tensor:
         most = min(self.config.channels, len(activations))
         chosen = activations[gradients.mean(dim=(1, 2)).topk(most).indices]
-        masks = unit_range(interpolate(chosen[None], image.shape[1:], mode="bilinear")[0])
-        weights = masked_scores(image, masks, target, batches).softmax(dim=0)
+        # Masks too are made some at a time: 4096 of them are 822 MB at 224 pixels.
+        masks = (
+            unit_range(interpolate(part[None], image.shape[1:], mode="bilinear")[0])
+            for part in chosen.split(masked_at_once(image))
+        )
+        scores = torch.cat([masked_scores(image, part, target, batches) for part in masks])
+        weights = scores.softmax(dim=0)
         return (weights[:, None, None] * chosen).sum(dim=0).clamp(min=0)
+
+
+def masked_at_once(image: Tensor) -> int:
+    """How many masked copies of an image ``(3, H, W)`` are made at once."""
+    return max(1, MASKED_BYTES // (image.numel() * image.element_size()))
 
 
 @torch.no_grad()
@@ -115,8 +125,8 @@ def masked_scores(
         batches: the image tower.
         hidden: what is seen where a mask is 0: pixels ``(3, H, W)``, or 0 for the backbone's mean colour.
     """
-    at_once = max(1, MASKED_BYTES // (image.numel() * image.element_size()))
-    features = [batches.encode(hidden + part[:, None] * (image - hidden)) for part in masks.split(at_once)]
+    parts = masks.split(masked_at_once(image))
+    features = [batches.encode(hidden + part[:, None] * (image - hidden)) for part in parts]
     return target.score(torch.cat(features))
 
 

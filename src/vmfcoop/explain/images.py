@@ -136,7 +136,7 @@ class ExplainedImage:
             "probability": round(self.probabilities[self.explained], 6),
             "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
             "size": list(self.size),
-            "box": [round(edge, 3) for edge in self.box],
+            "box": [round(edge, 3) + 0.0 for edge in self.box],
             "constant": self.constant,
             "highest": round(self.highest, 6),
             "files": self.files,

@@ -90,9 +90,11 @@ def refuse_in_use(folder: Path, overwrite: bool) -> None:
     Raises:
         UserError: the folder holds something and may not, or must not, be replaced.
     """
-    with full_disk_is_said(folder):
+    try:
         if not folder.exists() or (folder.is_dir() and not _entries(folder)):
             return
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be used ({error.strerror}); choose another --out.") from error
     if not folder.is_dir():
         raise UserError(f"'{folder}' is a file; choose another --out.")
     if not (folder / SUMMARY).is_file():

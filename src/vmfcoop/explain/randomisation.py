@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vmfcoop.errors import UserError
-from vmfcoop.explain.targets import NONE, REST, Target, class_index
+from vmfcoop.explain.targets import NONE, REST, Target, class_index, class_scores
 from vmfcoop.methods.base import Fitted
 
 GIBBERISH = 2
@@ -114,7 +114,7 @@ def in_place_of(fitted: Fitted, c: int, contrast: str, logit: Callable[[Tensor],
     def score(features: Tensor) -> Tensor:
         if contrast == NONE:
             return logit(features)
-        logits = fitted.logits(features)
+        logits = class_scores(fitted, features)
         if contrast == REST:
             return logit(features) - logits[:, others].logsumexp(dim=1)
         return logit(features) - logits[:, class_index(fitted, contrast)]
@@ -123,7 +123,7 @@ def in_place_of(fitted: Fitted, c: int, contrast: str, logit: Callable[[Tensor],
 
 
 def _logit_of(fitted: Fitted, i: int) -> Callable[[Tensor], Tensor]:
-    return lambda features: fitted.logits(features)[:, i]
+    return lambda features: class_scores(fitted, features)[:, i]
 
 
 def _along(direction: Tensor) -> Callable[[Tensor], Tensor]:
@@ -132,7 +132,7 @@ def _along(direction: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _mean_slope(fitted: Fitted, features: Tensor) -> float:
     leaf = features.detach().requires_grad_()
-    logits = fitted.logits(leaf)
+    logits = class_scores(fitted, leaf)
     slopes = [
         torch.autograd.grad(logits[:, c].sum(), leaf, retain_graph=True)[0].norm(dim=1).mean()
         for c in range(logits.shape[1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ _STYLE: dict[str, Any] = {
     "axes.linewidth": 0.6,
 }
 _DPI = 150
+_DRAWING = threading.RLock()
 _LONGEST_PIXELS = 1110
 """Of a picture in a figure: as many as the widest panel has."""
 _LONGEST, _WIDE, _LEAST = 3.6, 7.4, 0.9
@@ -164,8 +166,11 @@ def overlay_figure(
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """The figures' style; scripts that no font here has become boxes, without a warning for each letter."""
-    with style.context(["default", _STYLE]), warnings.catch_warnings():
+    """The figures' style; scripts that no font here has become boxes, without a warning for each letter.
+
+    matplotlib's style and Python's warnings are those of the whole process: one thread draws at a time.
+    """
+    with _DRAWING, style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 

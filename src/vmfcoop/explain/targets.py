@@ -54,10 +54,9 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
     """
     c = class_index(fitted, wanted)
     name = fitted.class_names[c]
-    if contrast == NONE and isinstance(fitted, PosteriorClassifier):
-        return Target(f"{name} (log density)", lambda features: log_densities(fitted, features)[:, c])
     if contrast == NONE:
-        return Target(name, lambda features: fitted.logits(features)[:, c])
+        words = f"{name} (log density)" if isinstance(fitted, PosteriorClassifier) else name
+        return Target(words, lambda features: class_scores(fitted, features)[:, c])
     if contrast == REST:
         others = [k for k in range(len(fitted.class_names)) if k != c]
         return Target(
@@ -79,8 +78,13 @@ def log_odds(logits: Tensor, c: int, others: list[int]) -> Tensor:
     return logits[:, c] - logits[:, others].logsumexp(dim=1)
 
 
-def log_densities(fitted: PosteriorClassifier, features: Tensor) -> Tensor:
-    """T log p(x | class) of the vMF posterior, unit image features ``(n, d)`` -> ``(n, C)``, float32."""
+def class_scores(fitted: Fitted, features: Tensor) -> Tensor:
+    """What says each class by itself, whatever the others: ``(n, d)`` -> ``(n, C)``, float32, differentiable.
+
+    The logits; T log p(x | class) of the vMF posterior, whose logits are relative to the largest of them.
+    """
+    if not isinstance(fitted, PosteriorClassifier):
+        return fitted.logits(features)
     points = fitted.frame.images(features.double())
     densities = log_predictive(points, fitted.class_embeddings, fitted.concentrations, fitted.frame.kappa)
     return (fitted.temperature * densities).float()
