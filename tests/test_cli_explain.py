@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from tests.explain.test_dicom_out import secrets, source
 from vmfcoop.cli import app
+from vmfcoop.cli.common import out as out_console
 from vmfcoop.errors import UserError
 from vmfcoop.explain import DEFAULT_METHOD, MAP_METHODS, class_target, saliency_maps
 from vmfcoop.explain import images as explain_images_module
@@ -188,6 +189,7 @@ def test_the_default_folder_is_named_by_the_run(
     run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(out_console, "width", 300)
     result = vmfcoop("explain", run, images[0], "--map", "gradcam")
     assert (tmp_path / "explained" / "brains" / "index.html").is_file()
     assert "explained/brains/index.html" in result.stdout and str(images[0]) in result.stdout
@@ -517,8 +519,9 @@ def test_explanations_inside_the_input_folder_are_not_explained(
 
 
 def test_dicom_in_dicom_out_without_identifiers_anywhere(
-    run: Path, images: list[Path], tmp_path: Path
+    run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(out_console, "width", 300)
     path = source(tmp_path / "Doe-Secret_Jane.dcm")
     picture = tmp_path / "SECRET-4711.png"
     shutil.copy(images[0], picture)

@@ -313,6 +313,7 @@ def test_names_of_classes_survive_every_format():
     assert [row["set"] for row in json.loads(json.dumps(found.rows()))] == [list(names[:3]), list(names[2:])]
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(predictions_table(found.rows(), names))
+    console.print(predictions_table(Predictions(("one.png", "two.png"), names, shares).rows(), names))
     console.print(coverage_table(conformal_facts(sets, names)))
     console.print(metrics_table("x", classification_metrics(shares, np.array([0, 1]), names)))
     shown = console.export_text()

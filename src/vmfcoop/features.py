@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vmfcoop.backbones.base import DualEncoder, Precision, Tokens
-from vmfcoop.backbones.trace import ImageTrace
+from vmfcoop.backbones.base import DualEncoder, Precision
+from vmfcoop.backbones.wrapped import WrappedEncoder
 from vmfcoop.data.recent import RecentReads
 from vmfcoop.data.references import parse_reference
 from vmfcoop.errors import UserError, unknown_name
@@ -117,7 +117,7 @@ class FeatureCache:
         return torch.from_numpy(numbers if self.precision == "fp32" else numbers / np.linalg.norm(numbers))
 
 
-class CachedEncoder(DualEncoder):
+class CachedEncoder(WrappedEncoder):
     """A dual encoder whose image, text and vocabulary features are kept on disk.
 
     Everything else is the wrapped encoder's own, so methods take it for any other encoder. Features of
@@ -146,26 +146,15 @@ class CachedEncoder(DualEncoder):
         if cache_precision not in STORED:
             raise unknown_name("cache precision", cache_precision, STORED)
         self.cache_precision = cache_precision
-        self._encoder = encoder
+        super().__init__(encoder)
         self._progress = progress
         self._workers = workers
         self._folder = folder or home() / "features"
-        for attribute in (
-            "name",
-            "dim",
-            "token_width",
-            "begin_marks",
-            "context_length",
-            "image_size",
-            "logit_scale",
-        ):
-            setattr(self, attribute, getattr(encoder, attribute))
         self._encoded, self._seconds = 0, 0.0
         self._begin()
 
     def _begin(self) -> None:
         """What depends on device and precision."""
-        self.device, self.precision = self._encoder.device, self._encoder.precision
         self._vocabularies: dict[int | None, Tensor] = {}
         self._cache = FeatureCache(self._file(".sqlite"), self.dim, self.cache_precision)
         self._batches = FittingBatches(self._encoder)
@@ -181,46 +170,8 @@ class CachedEncoder(DualEncoder):
         """Images, each view counted, that were read and encoded in a second; None if all were cached."""
         return self._encoded / self._seconds if self._encoded else None
 
-    @property
-    def fingerprint(self) -> str:
-        return self._encoder.fingerprint
-
-    @property
-    def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self._encoder.image_mean_std
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return self._encoder.preprocess(image)
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return self._encoder.encode_images(pixels)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        return self._encoder.tokenize(texts)
-
-    def token_embeddings(self, ids: Tensor) -> Tensor:
-        return self._encoder.token_embeddings(ids)
-
-    def encode_embeddings(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        return self._encoder.encode_embeddings(embeddings, mask)
-
-    def vocabulary(self) -> list[str]:
-        return self._encoder.vocabulary()
-
-    def vocabulary_tokens(self) -> Tokens:
-        return self._encoder.vocabulary_tokens()
-
-    def patch_activations(self, pixels: Tensor) -> Tensor:
-        return self._encoder.patch_activations(pixels)
-
-    def trace_images(self, pixels: Tensor) -> ImageTrace:
-        return self._encoder.trace_images(pixels)
-
-    def randomised(self, share: float, seed: int = 0) -> DualEncoder:
-        return self._encoder.randomised(share, seed)
-
     def to(self, device: torch.device | str, precision: Precision | None = None) -> CachedEncoder:
-        self._encoder.to(device, precision)
+        super().to(device, precision)
         self._begin()
         return self
 

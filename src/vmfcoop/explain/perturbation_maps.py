@@ -45,7 +45,7 @@ class OcclusionConfig(PerturbationConfig):
 
 
 class Occlusion(MapMethod):
-    """Occlusion: how far the score falls while a square of the backbone's mean colour hides a place.
+    """Occlusion: how far the score falls while a square is hidden, out of focus or in the mean colour.
 
     The mean over the squares that hide a pixel, as captum computes it; where the score rises, 0.
     """

@@ -93,15 +93,33 @@ def coverage_table(conformal: Mapping[str, Any]) -> Table:
 
 
 def predictions_table(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Table:
-    """The predicted class and every class's probability, and what else was asked for, a row an image."""
+    """The predicted class and every class's probability, a row an image.
+
+    Where a set or a score was asked for too, of the probabilities only that of the predicted class is shown:
+    all of them and more do not fit a terminal.
+    """
     more = [key for key in rows[0] if key not in ("image", "predicted", "probabilities")]
+    if more:
+        return _judged_table(rows, more)
     table = Table("image", "predicted")
-    for heading in (*class_names, *more):
-        table.add_column(Text(heading))
+    for name in class_names:
+        table.add_column(Text(name))
     for row in rows:
-        shares = row["probabilities"]
-        cells = [f"{shares[name]:.3f}" for name in class_names]
-        table.add_row(Text(row["image"]), Text(row["predicted"]), *cells, *(_cell(row[key]) for key in more))
+        cells = [f"{row['probabilities'][name]:.3f}" for name in class_names]
+        table.add_row(Text(row["image"]), Text(row["predicted"]), *cells)
+    return table
+
+
+def _judged_table(rows: Sequence[Mapping[str, Any]], more: Sequence[str]) -> Table:
+    table = Table()
+    table.add_column("image", overflow="fold", min_width=8)
+    table.add_column("predicted")
+    for heading in ("p", *more):
+        table.add_column(heading, no_wrap=heading != "set")
+    for row in rows:
+        share = row["probabilities"][row["predicted"]]
+        cells = (_cell(row[key]) for key in more)
+        table.add_row(Text(row["image"]), Text(row["predicted"]), f"{share:.3f}", *cells)
     return table
 
 
