@@ -62,8 +62,8 @@ def images(
         str | None,
         typer.Option(
             "--map",
-            help="occlusion, rise, gscorecam (the paper's), gradcam, legrad, chefer or rollout; default the "
-            "one that passes its checks on the phantoms.",
+            help="occlusion, rise, gscorecam (the paper's), gradcam, legrad, chefer or rollout; default "
+            "occlusion, which fares best in the checks.",
         ),
     ] = None,
     wanted: Annotated[
