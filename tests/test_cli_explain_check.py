@@ -45,6 +45,8 @@ def test_every_map_that_the_tower_offers_is_judged(run: Path, tiny_clip: DualEnc
     report = tmp_path / "checks.md"
     done = command("explain", "check", run, "--images", "3", "--out", report)
     assert done.exit_code == 0, done.output
+    assert "…" not in done.stdout and "(continued)" in done.stdout  # no number is cut at 80 characters
+    assert max(map(len, done.stdout.splitlines())) <= 80
     written = json.loads((run / "explain_checks.json").read_text())
     assert list(written["methods"]) == list(methods_for(tiny_clip))
     assert written["images"] == 3 and not written["masks"]

@@ -69,6 +69,6 @@ def check(
     if as_json:
         print(as_object)
     else:
-        out.print(checks_report(found))
+        out.print(checks_report(found, out.width))
     written = f"{path} and {to}" if to else str(path)
     err.print(f"Wrote {written}", highlight=False, soft_wrap=True)

@@ -52,14 +52,27 @@ NO_MASKS = (
 )
 
 
-def checks_report(found: SaliencyChecks) -> RenderableType:
-    """Tables, verdicts and what they rest on, for the terminal."""
-    tables: list[RenderableType] = [
-        _terminal_table("Depends on prompt and weights (rank correlation with the map)", DEPENDENCE, found),
-        _terminal_table("Names the pixels that matter (areas under curves)", CURVES, found),
+NAME_WIDTH, NUMBER_WIDTH = 25, 17
+"""Characters of a column of names and of numbers with their interval, frame included."""
+
+
+def checks_report(found: SaliencyChecks, width: int = 80) -> RenderableType:
+    """Tables, verdicts and what they rest on, for a terminal of so many characters.
+
+    Tables of more columns than fit are continued below, for a number that is cut is none.
+    """
+    parts = [
+        ("Depends on prompt and weights (rank correlation with the map)", DEPENDENCE),
+        ("Names the pixels that matter (areas under curves)", CURVES),
     ]
     if found.has_masks:
-        tables.append(_terminal_table("Lies on the finding", PLACES, found))
+        parts.append(("Lies on the finding", PLACES))
+    fitting = max(1, (width - NAME_WIDTH) // NUMBER_WIDTH)
+    tables = [
+        _terminal_table(title if start == 0 else "(continued)", columns[start : start + fitting], found)
+        for title, columns in parts
+        for start in range(0, len(columns), fitting)
+    ]
     return Group(*tables, Text("\n".join(_notes(found))), Text("\n" + "\n".join(verdict_lines(found))))
 
 
@@ -123,9 +136,9 @@ def _notes(found: SaliencyChecks) -> list[str]:
 
 def _terminal_table(title: str, columns: Sequence[Column], found: SaliencyChecks) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("map", no_wrap=True)
+    table.add_column("map")
     for column in columns:
-        table.add_column(column.heading, justify="right")
+        table.add_column(column.heading, justify="right", min_width=NUMBER_WIDTH - 3)
     for row in _rows(columns, found):
         table.add_row(_marked(row), *(_cell(row.numbers.get(column.key), "\n") for column in columns))
     return table
