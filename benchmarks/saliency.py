@@ -4,7 +4,7 @@ Every classifier of a dataset is asked about the same images, so that difference
 paired; the tower sees each altered image once for all of them. A finished dataset is kept under --keep and
 not measured again.
 
-    python -m benchmarks.saliency --images 12 --keep /tmp/saliency > tables.md
+    python -m benchmarks.saliency --images 12 --keep runs/saliency > tables.md
 """
 
 from __future__ import annotations
