@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from vmfcoop.backbones import DualEncoder
 from vmfcoop.cli import app
 from vmfcoop.explain import methods_for
+from vmfcoop.explain.images import standing
 
 
 def command(*arguments: str | Path) -> Result:
@@ -73,6 +74,22 @@ def test_masks_add_localisation_and_json_is_one_object(run: Path, image_folder: 
     assert list(printed["methods"]) == ["gradcam"] and printed["masks"]
     assert "energy" in printed["methods"]["gradcam"]["asked"]
     assert printed["baselines"]["uniform"]["numbers"]["energy"]["mean"] == pytest.approx(0.5)
+
+
+def test_a_check_of_one_more_map_keeps_the_others_of_the_same_images(run: Path) -> None:
+    def checked(*options: str) -> dict[str, object]:
+        assert command("explain", "check", run, *options).exit_code == 0
+        found: dict[str, object] = json.loads((run / "explain_checks.json").read_text())["methods"]
+        return found
+
+    first = checked("--images", "3", "--map", "gradcam")
+    both = checked("--images", "3", "--map", "rollout")
+    assert set(both) >= {"gradcam", "rollout"} and both["gradcam"] == first["gradcam"]
+    assert list(checked("--images", "2", "--map", "rollout")) == ["rollout"]
+    assert list(checked("--images", "2", "--map", "chefer", "--contrast", "none")) == ["chefer"]
+    assert "on this run (2 test images, contrast none)" in standing(run, "chefer").words
+    (run / "explain_checks.json").write_text("[damaged")
+    assert list(checked("--images", "2", "--map", "gradcam")) == ["gradcam"]
 
 
 def test_a_class_as_contrast_is_left_out(run: Path) -> None:

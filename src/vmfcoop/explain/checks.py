@@ -92,12 +92,27 @@ class SaliencyChecks:
     def write(self, folder: Path) -> Path:
         """Write ``explain_checks.json`` into a run directory.
 
+        Kinds of maps that an earlier check looked at on the same images with the same settings stay in it;
+        an earlier check of anything else is replaced.
+
         Raises:
             UserError: the disk is full or the folder not writable; an earlier file stays as it was.
         """
-        path = folder / CHECKS
-        write_atomically(path, json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n")
+        path, content = folder / CHECKS, self.as_json()
+        earlier = _read_json(path)
+        if all(earlier.get(key) == content[key] for key in ("images", "masks", "settings", "files")):
+            content["methods"] = {**earlier.get("methods", {}), **content["methods"]}
+        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_run(

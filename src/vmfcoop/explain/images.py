@@ -74,7 +74,9 @@ def standing(folder: Path, method: str) -> Standing:
         checks = json.loads((folder / CHECKS).read_text(encoding="utf-8"))
         found = checks["methods"][method]
         passes, failed = bool(found["passes"]), set(found.get("failed", ()))
-        where = f"its checks on this run ({int(checks['images'])} test images)"
+        contrast = checks.get("settings", {}).get("contrast")
+        told = f", contrast {contrast}" if contrast else ""
+        where = f"its checks on this run ({int(checks['images'])} test images{told})"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         words = "This kind of map was not checked on this run; `vmfcoop explain check RUN` does that."
         return Standing("unchecked", words)
