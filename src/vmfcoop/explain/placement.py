@@ -146,10 +146,14 @@ def _padded_interval(coverage: Numbers, length: int) -> Interval:
 
 
 def _crossing(coverage: Numbers, half: float, column: int, side: int) -> float:
-    """Where beside a column, that has it, the coverage passes half; the input's edge if it does not."""
+    """Where beside a column, that has it, the coverage passes half of its level.
+
+    The input's first and last column have nothing beside them: there, padding is the part that they lack.
+    """
     beside = column + side
     if not 0 <= beside < len(coverage):
-        return float(max(column, beside))
+        lacking = max(0.0, 1 - coverage[column] / (2 * half))
+        return float(max(column, beside) - side * lacking)
     share = (coverage[column] - half) / (coverage[column] - coverage[beside])
     return float(column + 0.5 + side * share)
 
