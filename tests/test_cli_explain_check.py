@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from vmfcoop.backbones import DualEncoder
 from vmfcoop.cli import app
 from vmfcoop.explain import methods_for
-from vmfcoop.explain.images import standing
+from vmfcoop.explain.checks import standing
 
 
 def command(*arguments: str | Path) -> Result:

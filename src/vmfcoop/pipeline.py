@@ -314,7 +314,7 @@ def evaluate_run(
     _refuse_or_warn_of_used_images(judge.trust, files)
     judged = judge(features)
     metrics = classification_metrics(judged.probabilities, table.labels[rows], table.class_names)
-    return described | metrics | _measured(judge, judged, features, table.labels[rows], table.class_names)
+    return described | metrics | _measured(judge, judged, table.labels[rows], table.class_names)
 
 
 def _refuse_seen_images(trust: TrustRequest, data: str, split: str, own: str) -> None:
@@ -345,7 +345,6 @@ def _refuse_or_warn_of_used_images(kept: Trust, files: Sequence[Path]) -> None:
 def _measured(
     judge: Judge,
     judged: Judgement,
-    features: torch.Tensor,
     labels: NDArray[np.int64],
     class_names: Sequence[str],
 ) -> dict[str, Any]:
@@ -353,11 +352,10 @@ def _measured(
     facts = judge.describe()
     found: dict[str, Any] = {}
     if judge.request.calibrated:
-        before, after = class_probabilities(judge.fitted, features), judged.probabilities
         found["calibration"] = {
             "temperature": facts["temperature"],
-            "before": calibration_scores(before, labels),
-            "after": calibration_scores(after, labels),
+            "before": calibration_scores(judged.plain, labels),
+            "after": calibration_scores(judged.probabilities, labels),
         }
     if judge.sets is not None and judged.sets is not None:
         usual = judge.sets.usual_coverage(len(labels))

@@ -94,7 +94,6 @@ def source(path: Path, frames: int = 0, **changes: Any) -> Path:
     dataset = Dataset()
     shape = (frames, 24, 32) if frames else (24, 32)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    dataset.update({})
     for keyword, value in {
         **IDENTIFIERS,
         "SpecificCharacterSet": "ISO_IR 192",

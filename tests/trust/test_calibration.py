@@ -10,10 +10,10 @@ from scipy.stats import binomtest
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vmfcoop.errors import UserError
+from vmfcoop.evaluation.intervals import clopper_pearson
 from vmfcoop.trust.calibration import (
     PRIOR_OCTAVES,
     calibration_scores,
-    clopper_pearson,
     fit_temperature,
     reliability,
     tempered,

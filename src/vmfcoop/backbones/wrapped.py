@@ -31,6 +31,10 @@ class WrappedEncoder(DualEncoder):
         return self._encoder.fingerprint
 
     @property
+    def parameters(self) -> int | None:
+        return self._encoder.parameters
+
+    @property
     def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self._encoder.image_mean_std
 

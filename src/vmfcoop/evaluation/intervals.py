@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 from vmfcoop.errors import UserError
 
@@ -32,8 +32,8 @@ class Interval:
     high: float
 
 
-def wilson(hits: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Interval of a share of n independent images (Wilson, JASA 22:209-212, 1927).
+def wilson(hits: int, n: int) -> Interval:
+    """95 % interval of a share of n independent images (Wilson, JASA 22:209-212, 1927).
 
     Raises:
         UserError: n is 0, or hits do not lie between 0 and n.
@@ -44,8 +44,32 @@ def wilson(hits: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """
     if n < 1 or not 0 <= hits <= n:
         raise UserError(f"{hits} of {n} is no share.")
-    found = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    found = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(found.low), float(found.high))
+
+
+def clopper_pearson(
+    hits: NDArray[Any], counts: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Exact 95 % interval of a share (Clopper & Pearson, Biometrika 1934); NaN where there is no trial.
+
+    Args:
+        hits: successes, any shape.
+        counts: trials, the same shape.
+
+    Returns:
+        Lower and upper ends, in that shape.
+
+    Example:
+        >>> lower, upper = clopper_pearson(np.array([0, 9]), np.array([10, 10]))
+        >>> lower.round(3).tolist(), upper.round(3).tolist()
+        ([0.0, 0.555], [0.308, 0.997])
+    """
+    hits, counts = np.asarray(hits, np.float64), np.asarray(counts, np.float64)
+    tail = (1 - CONFIDENCE) / 2
+    lower = np.where(hits > 0, beta.ppf(tail, hits, counts - hits + 1), 0.0)
+    upper = np.where(hits < counts, beta.ppf(1 - tail, hits + 1, counts - hits), 1.0)
+    return np.where(counts > 0, lower, np.nan), np.where(counts > 0, upper, np.nan)
 
 
 @dataclass(frozen=True)
@@ -69,7 +93,6 @@ def metric_intervals(
     labels: NDArray[np.int64],
     groups: NDArray[np.str_] | None = None,
     draws: int = DRAWS,
-    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> MetricIntervals:
     """Intervals of the metrics of a table of predictions, overall and of every class.
@@ -86,7 +109,6 @@ def metric_intervals(
         labels: shape ``(n,)``.
         groups: group of each image, ``(n,)``, or None.
         draws: resamples.
-        confidence: of the intervals.
         seed: of the draws.
 
     Raises:
@@ -97,18 +119,18 @@ def metric_intervals(
     if groups is not None and len(np.unique(groups)) == 1:
         return MetricIntervals({}, dict.fromkeys(PER_CLASS, (None,) * probabilities.shape[1]), 1)
     found = _resampled(probabilities, labels, groups, draws, seed)
-    tails = (50 * (1 - confidence), 50 * (1 + confidence))
+    tails = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))
     overall = {key: _percentiles(found[key], tails) for key in OVERALL}
     per_class = {key: [_percentiles(column, tails) for column in found[key].T] for key in PER_CLASS}
     predicted = probabilities.argmax(axis=1)
     right = predicted == labels
     everything = np.ones(len(labels), bool)
-    overall["accuracy"] = _of_share(right, everything, groups, overall["accuracy"], confidence)
+    overall["accuracy"] = _of_share(right, everything, groups, overall["accuracy"])
     alone = np.arange(len(labels)).astype(np.str_) if groups is None else groups
     for i in range(probabilities.shape[1]):
         recall, precision = per_class["recall"], per_class["precision"]
-        recall[i] = _of_share(right, labels == i, groups, recall[i], confidence)
-        precision[i] = _of_share(right, predicted == i, alone, precision[i], confidence)
+        recall[i] = _of_share(right, labels == i, groups, recall[i])
+        precision[i] = _of_share(right, predicted == i, alone, precision[i])
     return MetricIntervals(
         {key: interval for key, interval in overall.items() if interval is not None},
         {key: tuple(column) for key, column in per_class.items()},
@@ -125,16 +147,15 @@ def _of_share(
     mine: NDArray[np.bool_],
     groups: NDArray[np.str_] | None,
     drawn: Interval | None,
-    confidence: float,
 ) -> Interval | None:
     """Of the share of right ones among some images: what was drawn, where it was and shows a spread."""
     hits, count = int(right[mine].sum()), int(mine.sum())
     if count == 0:
         return None
     if groups is None:
-        return wilson(hits, count, confidence)
+        return wilson(hits, count)
     number = len(np.unique(groups[mine]))
-    return drawn if 0 < hits < count else wilson(number if hits else 0, number, confidence)
+    return drawn if 0 < hits < count else wilson(number if hits else 0, number)
 
 
 def _percentiles(values: _Array, tails: tuple[float, float]) -> Interval | None:
@@ -156,13 +177,20 @@ def _resampled(
     n = len(labels)
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     parts = [
-        weighted_metrics(probabilities, labels, weights[:, unit]) for weights in _weights(unit, draws, seed)
+        weighted_metrics(probabilities, labels, counts[:, unit])
+        for counts in resampled_counts(unit, draws, seed)
     ]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _weights(unit: NDArray[np.int64], draws: int, seed: int) -> Iterator[_Array]:
-    """How often each unit is drawn, in blocks of resamples ``(b, units)``."""
+def resampled_counts(unit: NDArray[np.int64], draws: int, seed: int) -> Iterator[_Array]:
+    """How often each unit is drawn, in blocks of resamples ``(b, units)``.
+
+    Args:
+        unit: of each image, 0 to units - 1, shape ``(n,)``.
+        draws: resamples.
+        seed: of the draws.
+    """
     count = int(unit.max()) + 1
     draw = np.random.default_rng(seed)
     block = max(1, _AT_ONCE // len(unit))

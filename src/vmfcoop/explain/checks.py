@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmfcoop.__about__ import __version__
 from vmfcoop.data import Dataset
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.explain.estimates import Estimate, estimate
@@ -19,7 +20,7 @@ from vmfcoop.explain.measuring import MapMeasures, Values, mean_defined
 from vmfcoop.explain.remembering import RememberingEncoder
 from vmfcoop.explain.sample import Sample, draw_sample
 from vmfcoop.explain.targets import NONE, REST, class_index
-from vmfcoop.explain.verdict import Verdict, judge
+from vmfcoop.explain.verdict import CRITERIA, Verdict, judge
 from vmfcoop.files import write_atomically
 from vmfcoop.methods.base import Fitted
 from vmfcoop.pipeline import OpenRun
@@ -115,6 +116,32 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+class Standing(NamedTuple):
+    """What the checks of a map method on a run found, for software and in words."""
+
+    state: Literal["passed", "failed", "unchecked"]
+    words: str
+
+
+def standing(folder: Path, method: str) -> Standing:
+    """Whether a map method passed its checks on a run, as ``vmfcoop explain check`` noted there."""
+    try:
+        checks = _read_json(folder / CHECKS)
+        found = checks["methods"][method]
+        passes, failed = bool(found["passes"]), set(found.get("failed", ()))
+        contrast = checks.get("settings", {}).get("contrast")
+        told = f", contrast {contrast}" if contrast else ""
+        where = f"its checks on this run ({int(checks['images'])} test images{told})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        words = "This kind of map was not checked on this run; `vmfcoop explain check RUN` does that."
+        return Standing("unchecked", words)
+    if passes:
+        return Standing("passed", f"This kind of map passed {where}.")
+    faults = "; ".join(f"it {criterion.failure}" for criterion in CRITERIA if criterion.name in failed)
+    said = f"This kind of map failed {where}" + (f": {faults}." if faults else ".")
+    return Standing("failed", f"{said} Do not read it as the reason for the class.")
+
+
 def check_run(
     opened: OpenRun,
     table: Dataset,
@@ -151,7 +178,13 @@ def check_run(
     sample = draw_sample(opened.encoder, table, images, masks, seed, without)
     encoder = RememberingEncoder(opened.encoder)
     found = check_maps(encoder, opened.fitted, sample, methods or offered, contrast, seed, progress)
-    return replace(found, settings={"data": table.name, **found.settings})
+    where = {
+        "data": table.name,
+        "masks": None if masks is None else str(masks),
+        "precision": opened.encoder.precision,
+        "version": __version__,
+    }
+    return replace(found, settings={**where, **found.settings})
 
 
 def check_maps(

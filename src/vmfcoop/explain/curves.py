@@ -36,9 +36,7 @@ class Curves:
     @property
     def areas(self) -> tuple[float, float]:
         """Areas under both curves by the trapezoid, over the share of pixels, in [0, 1]."""
-        return float(np.trapezoid(self.deletion, dx=1 / STEPS)), float(
-            np.trapezoid(self.insertion, dx=1 / STEPS)
-        )
+        return _area(self.deletion), _area(self.insertion)
 
 
 def _area(curve: NDArray[np.float64]) -> float:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
+from vmfcoop.evaluation.intervals import CONFIDENCE, DRAWS, resampled_counts
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ def _interval(
     if len(sizes) < 2:
         return None, None
     sums = np.bincount(group_of, values)
-    draw = np.random.default_rng(seed)
-    times = draw.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=RESAMPLES)
-    means = (times @ sums) / (times @ sizes)
+    blocks = resampled_counts(group_of, DRAWS, seed)
+    means = np.concatenate([(times @ sums) / (times @ sizes) for times in blocks])
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -48,6 +48,7 @@ class GradCAM(MapMethod):
     name = "gradcam"
     title = "Grad-CAM"
     source = "Selvaraju et al., ICCV 2017"
+    reads_layer = True
 
     def maps(self, encoder: DualEncoder, pixels: Tensor, target: Target) -> Tensor:
         activations, gradients = activations_and_gradients(encoder, pixels, target)
@@ -79,6 +80,7 @@ class GScoreCAM(MapMethod):
     title = "gScoreCAM"
     source = "Chen et al., ACCV 2022; Score-CAM: Wang et al., CVPR Workshops 2020"
     Config = GScoreCAMConfig
+    reads_layer = True
 
     def maps(self, encoder: DualEncoder, pixels: Tensor, target: Target) -> Tensor:
         activations, gradients = activations_and_gradients(encoder, pixels, target)

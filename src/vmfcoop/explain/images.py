@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vmfcoop.__about__ import __version__
+from vmfcoop.data.downloads import checksum
 from vmfcoop.data.image_io import read_image
 from vmfcoop.data.references import file_kind, parse_reference
 from vmfcoop.errors import UserError, unknown_name
-from vmfcoop.explain.checks import CHECKS
+from vmfcoop.explain.checks import Standing, standing
 from vmfcoop.explain.dicom_out import SecondaryCaptures
 from vmfcoop.explain.maps import DEFAULT_METHOD, MAP_METHODS, saliency_maps
 from vmfcoop.explain.outputs import PAGE, SUMMARY, named_images, refuse_in_use, written_whole
@@ -37,7 +37,6 @@ from vmfcoop.explain.render import (
     shrunk,
 )
 from vmfcoop.explain.targets import NONE, REST, Target, class_index, class_target
-from vmfcoop.explain.verdict import CRITERIA
 from vmfcoop.pipeline import OpenRun, class_probabilities, open_run
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.run import ADAPTER, Run, read_run
@@ -59,32 +58,6 @@ ENDINGS = {
     "dicom": ".dcm",
 }
 """Files of an image, by kind."""
-
-
-class Standing(NamedTuple):
-    """What the checks of a map method on a run found, for software and in words."""
-
-    state: Literal["passed", "failed", "unchecked"]
-    words: str
-
-
-def standing(folder: Path, method: str) -> Standing:
-    """Whether a map method passed its checks on a run, as ``vmfcoop explain check`` noted there."""
-    try:
-        checks = json.loads((folder / CHECKS).read_text(encoding="utf-8"))
-        found = checks["methods"][method]
-        passes, failed = bool(found["passes"]), set(found.get("failed", ()))
-        contrast = checks.get("settings", {}).get("contrast")
-        told = f", contrast {contrast}" if contrast else ""
-        where = f"its checks on this run ({int(checks['images'])} test images{told})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        words = "This kind of map was not checked on this run; `vmfcoop explain check RUN` does that."
-        return Standing("unchecked", words)
-    if passes:
-        return Standing("passed", f"This kind of map passed {where}.")
-    faults = "; ".join(f"it {criterion.failure}" for criterion in CRITERIA if criterion.name in failed)
-    said = f"This kind of map failed {where}" + (f": {faults}." if faults else ".")
-    return Standing("failed", f"{said} Do not read it as the reason for the class.")
 
 
 @dataclass(frozen=True)
@@ -342,12 +315,11 @@ class _Writer:
         image, placed = aim.describe(case, map, picture.size, files)
         caption = self._caption(image)
         overlay = figure_picture(overlay_figure(picture, placed, caption, image.box))
-        source = {} if self._neutral else {"source": str(case.source)}
         contents = {
             "overlay": png(overlay),
             "map": map_npy(placed),
             "map_png": map_png16(placed),
-            "facts": _pretty({**source, **image.facts(), "values": VALUES, **self._common}),
+            "facts": _pretty({**self._facts(image), "values": VALUES, **self._common}),
         }
         if self._captures is not None:
             derivation = f"{caption.subtitle}. {caption.title}."
@@ -363,12 +335,13 @@ class _Writer:
             image.name, page_caption, image.probabilities, small, blend(small, map_small, box), files
         )
 
+    def _facts(self, image: ExplainedImage) -> dict[str, Any]:
+        """Facts of an image, with its source unless names may not be written."""
+        return {**({} if self._neutral else {"source": str(image.source)}), **image.facts()}
+
     def write_summary(self) -> None:
         """The page, and the facts of all images in one file."""
-        rows = [
-            image.facts() if self._neutral else {"source": str(image.source), **image.facts()}
-            for image in self.images
-        ]
+        rows = [self._facts(image) for image in self.images]
         (self._folder / SUMMARY).write_bytes(_pretty({**self._common, "images": rows}))
         page = self._page.html(self._run, self._method, self.standing, self._neutral)
         (self._folder / PAGE).write_bytes(page.encode(errors="replace"))
@@ -399,7 +372,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
     return {
         "folder": str(run.folder),
         "method": record["method"]["name"],
-        "adapter_sha256": hashlib.sha256((run.folder / ADAPTER).read_bytes()).hexdigest(),
+        "adapter_sha256": checksum(run.folder / ADAPTER),
         "backbone": record["backbone"]["spec"],
         "backbone_fingerprint": record["backbone"]["fingerprint"],
         "data": record["data"]["name"],

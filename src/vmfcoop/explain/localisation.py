@@ -167,7 +167,6 @@ def best_over_set(
     maps: Maps,
     masks: Masks,
     score: Callable[[Maps, Masks, float], Scores] = iou,
-    thresholds: NDArray[np.float64] = SET_THRESHOLDS,
 ) -> SetBest:
     """The score (:func:`iou` or :func:`dice`) at the one threshold whose mean over the set is highest.
 
@@ -183,9 +182,9 @@ def best_over_set(
     """
     if not masks.any():
         raise ValueError("no image has a mask")
-    table = np.stack([score(maps, masks, float(threshold)) for threshold in thresholds])
+    table = np.stack([score(maps, masks, float(threshold)) for threshold in SET_THRESHOLDS])
     chosen = int(np.nanmean(table, axis=1).argmax())
-    return SetBest(float(thresholds[chosen]), table[chosen])
+    return SetBest(float(SET_THRESHOLDS[chosen]), table[chosen])
 
 
 def uniform_maps(shape: tuple[int, int, int]) -> Maps:

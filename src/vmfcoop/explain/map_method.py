@@ -39,6 +39,7 @@ class MapMethod(ABC):
         source: where it was published.
         Config: its settings.
         reads_attention: whether it needs a ViT.
+        reads_layer: whether it needs the last spatial layer.
         reads_score: whether the map depends on the score at all.
     """
 
@@ -47,6 +48,7 @@ class MapMethod(ABC):
     source: ClassVar[str]
     Config: ClassVar[type[MapConfig]] = MapConfig
     reads_attention: ClassVar[bool] = False
+    reads_layer: ClassVar[bool] = False
     reads_score: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:

@@ -76,10 +76,12 @@ def methods_for(encoder: DualEncoder) -> tuple[str, ...]:
     try:
         trace = traced(encoder, blank)
     except UserError:
-        return tuple(name for name in MAP_METHODS if name in ("occlusion", "rise"))
+        return tuple(
+            name for name, method in MAP_METHODS.items() if not (method.reads_attention or method.reads_layer)
+        )
     return tuple(
         name
         for name, method in MAP_METHODS.items()
         if (trace.attentions or not method.reads_attention)
-        and (trace.spatial is not None or name not in ("gradcam", "gscorecam"))
+        and (trace.spatial is not None or not method.reads_layer)
     )

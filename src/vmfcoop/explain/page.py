@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +11,7 @@ from PIL import Image
 from vmfcoop.__about__ import __version__
 from vmfcoop.explain.map_method import MapMethod
 from vmfcoop.explain.render import BAR_LABEL, Caption, colour_bar, percent
-from vmfcoop.reporting.html import page_template
+from vmfcoop.reporting.page import page_template, picture_uri
 
 SIDES = ((30, 512), (200, 320))
 """Most images of a page, and the longer side of their pictures in pixels: a page of many must still open."""
@@ -103,17 +101,11 @@ class ExplanationPage:
             state=state,
             standing=words,
             neutral=neutral,
-            bar=_data_uri(colour_bar(256, 12), "PNG"),
+            bar=picture_uri(colour_bar(256, 12), "PNG"),
             bar_label=BAR_LABEL,
             version=__version__,
         )
 
 
 def _jpeg(picture: Image.Image) -> str:
-    return _data_uri(picture, "JPEG", quality=_QUALITY, subsampling=0)
-
-
-def _data_uri(picture: Image.Image, kind: str, **settings: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, kind, **settings)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return picture_uri(picture, "JPEG", quality=_QUALITY, subsampling=0)

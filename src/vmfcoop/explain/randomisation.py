@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vmfcoop.errors import UserError
-from vmfcoop.explain.targets import NONE, REST, Target, class_index, class_scores
+from vmfcoop.explain.targets import NONE, REST, Target, class_index, class_scores, log_odds
 from vmfcoop.methods.base import Fitted
 
 GIBBERISH = 2
@@ -68,7 +68,7 @@ class StandIns:
         return in_place_of(fitted, c, contrast, self.logits[i])
 
 
-def stand_ins(fitted: Fitted, features: Tensor, seed: int, count: int = GIBBERISH) -> StandIns:
+def stand_ins(fitted: Fitted, features: Tensor, seed: int) -> StandIns:
     """Gibberish names as classes of the fitted classifier; random directions if it takes no new names.
 
     A direction is drawn uniformly and has the mean length of the derivatives of the classes' logits by the
@@ -78,17 +78,16 @@ def stand_ins(fitted: Fitted, features: Tensor, seed: int, count: int = GIBBERIS
         fitted: the classifier.
         features: unit image features ``(n, d)`` at which the length is taken.
         seed: of the draws.
-        count: how many.
     """
-    names = gibberish_names(count, seed)
+    names = gibberish_names(GIBBERISH, seed)
     try:
         other = fitted.for_classes(names)
     except UserError:
         draw = torch.Generator().manual_seed(seed)
-        drawn = normalize(torch.randn(count, features.shape[1], generator=draw), dim=1)
+        drawn = normalize(torch.randn(GIBBERISH, features.shape[1], generator=draw), dim=1)
         directions = drawn * _mean_slope(fitted, features)
         return StandIns(DIRECTIONS, (), tuple(_along(direction) for direction in directions))
-    return StandIns(NAMES, tuple(names), tuple(_logit_of(other, i) for i in range(count)))
+    return StandIns(NAMES, tuple(names), tuple(_logit_of(other, i) for i in range(GIBBERISH)))
 
 
 def gibberish_names(count: int, seed: int) -> list[str]:
@@ -109,14 +108,13 @@ def gibberish_names(count: int, seed: int) -> list[str]:
 
 def in_place_of(fitted: Fitted, c: int, contrast: str, logit: Callable[[Tensor], Tensor]) -> Target:
     """The score of class c with another logit in the place of its own, see :func:`class_target`."""
-    others = [k for k in range(len(fitted.class_names)) if k != c]
 
     def score(features: Tensor) -> Tensor:
         if contrast == NONE:
             return logit(features)
         logits = class_scores(fitted, features)
         if contrast == REST:
-            return logit(features) - logits[:, others].logsumexp(dim=1)
+            return log_odds(logit(features), logits, c)
         return logit(features) - logits[:, class_index(fitted, contrast)]
 
     return Target(f"gibberish in place of {fitted.class_names[c]}", score)

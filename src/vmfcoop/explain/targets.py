@@ -58,10 +58,12 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
         words = f"{name} (log density)" if isinstance(fitted, PosteriorClassifier) else name
         return Target(words, lambda features: class_scores(fitted, features)[:, c])
     if contrast == REST:
-        others = [k for k in range(len(fitted.class_names)) if k != c]
-        return Target(
-            f"{name} rather than the rest", lambda features: log_odds(fitted.logits(features), c, others)
-        )
+
+        def odds(features: Tensor) -> Tensor:
+            logits = fitted.logits(features)
+            return log_odds(logits[:, c], logits, c)
+
+        return Target(f"{name} rather than the rest", odds)
     d = class_index(fitted, contrast)
     if c == d:
         raise UserError(f"The class '{name}' cannot be contrasted with itself; name another, rest or none.")
@@ -73,9 +75,10 @@ def class_target(fitted: Fitted, wanted: str | int, contrast: str | int = REST) 
     return Target(f"{name} rather than {fitted.class_names[d]}", difference)
 
 
-def log_odds(logits: Tensor, c: int, others: list[int]) -> Tensor:
-    """z_c - log sum_k exp z_k over the others, for logits ``(n, C)`` -> ``(n,)``."""
-    return logits[:, c] - logits[:, others].logsumexp(dim=1)
+def log_odds(logit: Tensor, logits: Tensor, c: int) -> Tensor:
+    """z - log sum_{k != c} exp z_k, z ``(n,)`` in the place of class c, logits ``(n, C)`` -> ``(n,)``."""
+    others = [k for k in range(logits.shape[1]) if k != c]
+    return logit - logits[:, others].logsumexp(dim=1)
 
 
 def class_scores(fitted: Fitted, features: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vmfcoop.__about__ import __version__
@@ -31,6 +30,7 @@ from vmfcoop.reporting.figures import (
     critical_difference_diagram,
     leading,
 )
+from vmfcoop.reporting.page import duration, flat_settings, page_template
 from vmfcoop.reporting.texts import cells_csv, latex, markdown
 
 LATEX_HEAD = "% Needs \\usepackage{booktabs}.\n\n"
@@ -97,18 +97,6 @@ def render_benchmark(
         notes=list(notes),
         version=__version__,
     )
-
-
-def page_template(name: str) -> Template:
-    """A page of this package: text is escaped, and a name that is not given is an error."""
-    environment = Environment(
-        loader=PackageLoader("vmfcoop.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
 
 
 def write_report(
@@ -189,40 +177,3 @@ def _summary(cells: Sequence[Cell], settings: Mapping[str, Any]) -> list[tuple[s
 
 def _named(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names)}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: ``1 h 2 min``.
-
-    Example:
-        >>> duration(3725.0), duration(75.0), duration(1.5)
-        ('1 h 2 min', '1 min 15 s', '1.5 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def flat_settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as lines: ``methods[0].settings.epochs`` and its value.
-
-    Example:
-        >>> list(flat_settings({"data": [{"spec": "btmri"}], "seeds": [1, 2]}))
-        [('data[0].spec', 'btmri'), ('seeds', '1, 2')]
-    """
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from flat_settings(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str) and _nested(value):
-        for i, inner in enumerate(value):
-            yield from flat_settings(inner, f"{path}[{i}]")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        yield path, ", ".join(map(str, value))
-    else:
-        yield path, str(value) if not isinstance(value, Mapping) else "(none)"
-
-
-def _nested(values: Sequence[Any]) -> bool:
-    return any(isinstance(value, Mapping | list | tuple) for value in values)

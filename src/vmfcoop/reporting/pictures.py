@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from vmfcoop.explain.render import blend
 from vmfcoop.explain.targets import class_target
 from vmfcoop.pipeline import OpenRun
 from vmfcoop.progress import ProgressReport, no_progress
+from vmfcoop.reporting.page import picture_uri
 
 THUMBNAIL, PICTURE = 88, 256
 """Pixels of the longer side."""
@@ -73,9 +72,7 @@ def data_uri(image: Image.Image, longest: int) -> str:
     """
     small = image.convert("RGB")
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return picture_uri(small, "JPEG", quality=_QUALITY, optimize=True)
 
 
 def thumbnails(

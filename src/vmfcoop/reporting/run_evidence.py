@@ -48,11 +48,11 @@ OTHER, OTHER_REDUCED = 0.05, 0.25
 fp32, and in reduced precision."""
 
 _PROMPT = "prompt."
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class RecordedPredictions:
     """The test images of a run as ``predictions.csv`` has them.
 
     Attributes:
@@ -89,7 +89,7 @@ class Evidence:
     """
 
     run: Run
-    predictions: Predictions | None
+    predictions: RecordedPredictions | None
     history: list[dict[str, float]]
     trust: Trust | None
     table: Dataset | None
@@ -242,7 +242,7 @@ def gather(
     resolve_device(device)
     missing: dict[str, str] = {}
 
-    def attempt(name: str, what: str, get: Callable[[], T]) -> T | None:
+    def attempt(name: str, what: str, get: Callable[[], _T]) -> _T | None:
         try:
             return get()
         except UserError as error:
@@ -351,7 +351,7 @@ _MORE_THAN_CLASSES = {
 """Rows of what an adapter keeps of the classes, beyond one each."""
 
 
-def read_predictions(run: Run) -> Predictions:
+def read_predictions(run: Run) -> RecordedPredictions:
     """``predictions.csv`` of a run.
 
     Raises:
@@ -376,7 +376,7 @@ def read_predictions(run: Run) -> Predictions:
     np.add.at(counts, (labels, predicted), 1)
     if not np.array_equal(counts, run.metrics["confusion_matrix"]):
         raise UserError(f"'{path}' is not whole or was changed: '{METRICS}' has other counts.")
-    return Predictions(files, labels, shares)
+    return RecordedPredictions(files, labels, shares)
 
 
 def _check_probabilities(path: Path, shares: NDArray[np.float64], predicted: NDArray[np.int64]) -> None:

@@ -16,14 +16,13 @@ from torch import Tensor
 from vmfcoop.__about__ import __version__
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.evaluation.intervals import MetricIntervals, metric_intervals
-from vmfcoop.explain.checks import CHECKS
-from vmfcoop.explain.images import standing
+from vmfcoop.explain.checks import CHECKS, standing
 from vmfcoop.explain.maps import DEFAULT_METHOD, MAP_METHODS, methods_for
 from vmfcoop.files import write_atomically
 from vmfcoop.methods.vmfcoop import contrastive_temperature
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.reporting import run_texts
-from vmfcoop.reporting.html import flat_settings, page_template
+from vmfcoop.reporting.page import flat_settings, page_template
 from vmfcoop.reporting.pictures import Mistake, Thumbnails, mistakes, thumbnails
 from vmfcoop.reporting.run_evidence import Evidence, gather
 from vmfcoop.reporting.run_figures import (
@@ -520,13 +519,14 @@ def _mistakes(evidence: Evidence, method: str | None, most: int, progress: Progr
     if found is None:
         return Mistakes(why=evidence.why("predictions"))
     rows = np.flatnonzero(found.predicted != found.labels)
+    total = len(rows)
     rows = rows[np.argsort(-found.probabilities[rows].max(axis=1), kind="stable")]
     if not len(rows):
         return Mistakes(why="The run makes no mistake on the test images.")
     if most == 0:
-        return Mistakes(total=len(rows), why=f"None of {len(rows)} is shown, as was asked.")
+        return Mistakes(total=total, why=f"None of {total} is shown, as was asked.")
     if evidence.opened is None or evidence.table is None:
-        return Mistakes(total=len(rows), why=evidence.why("data", "backbone"))
+        return Mistakes(total=total, why=evidence.why("data", "backbone"))
     rows = rows[:most]
     files = [found.files[row] for row in rows]
     try:
@@ -542,10 +542,9 @@ def _mistakes(evidence: Evidence, method: str | None, most: int, progress: Progr
         )
     except (KeyError, UserError) as error:
         evidence.missing["mistakes"] = f"The mistakes cannot be shown: {error}"
-        return Mistakes(total=len(rows), why=evidence.why("mistakes"))
+        return Mistakes(total=total, why=evidence.why("mistakes"))
     title = "" if method is None else MAP_METHODS[method].title
     verdict = "" if method is None else standing(evidence.run.folder, method).words
-    total = int((found.predicted != found.labels).sum())
     return Mistakes(tuple(shown), total, title, verdict)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.data.registry import REGISTRY
-from vmfcoop.evaluation.intervals import Interval, MetricIntervals
+from vmfcoop.evaluation.intervals import DRAWS, Interval, MetricIntervals
 from vmfcoop.methods import METHODS
-from vmfcoop.reporting.html import duration
+from vmfcoop.reporting.page import duration
 from vmfcoop.reporting.run_evidence import Evidence
 from vmfcoop.reporting.run_tables import share, shares
 
@@ -51,7 +51,7 @@ def _learned(evidence: Evidence) -> str:
     support, names = record["support"], evidence.names
     title, data = method_title(record), data_name(record)
     where = f"the frozen backbone {record['backbone']['spec']}"
-    if record["method"]["name"].startswith("zero-shot"):
+    if _is_zero_shot(record):
         return (
             f"{title} tells {len(names)} classes of {data} apart by their texts alone, on {where}; no image "
             "was learned from."
@@ -182,14 +182,14 @@ def how_intervals(evidence: Evidence, intervals: MetricIntervals | None) -> list
     told = []
     if intervals.groups is not None:
         told.append(
-            "Images of one group (a patient, a volume) are not independent, so intervals come from 2000 "
+            f"Images of one group (a patient, a volume) are not independent, so intervals come from {DRAWS} "
             f"bootstrap resamples of the {intervals.groups} groups of test images, not of images "
             "(percentiles). Where all images of a class are right, or all wrong, Wilson's interval with the "
             "number of groups stands instead."
         )
     else:
         told.append(
-            "Accuracy and recall have Wilson's interval; the other metrics percentiles of 2000 bootstrap "
+            f"Accuracy and recall have Wilson's interval; the other metrics percentiles of {DRAWS} bootstrap "
             "resamples of the test images. Both take images as independent."
         )
         if evidence.run.record["data"]["grouped"]:

@@ -44,11 +44,9 @@ class Cap:
 
     Attributes:
         outline: points of the plane, shape ``(m, 2)``.
-        angle: its angular radius in the view, in radians.
     """
 
     outline: Array
-    angle: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +263,7 @@ def _cap(field: VonMisesFisherFit, frame: Array) -> Cap:
     first, second = _principal(_across(np.eye(3), centre[None]))[:2]
     turn = np.linspace(0, 2 * math.pi, _CAP_POINTS)[:, None]
     around = np.cos(turn) * first + np.sin(turn) * second
-    return Cap(lambert(math.cos(angle) * centre + math.sin(angle) * around), angle)
+    return Cap(lambert(math.cos(angle) * centre + math.sin(angle) * around))
 
 
 def _unit(rows: NDArray[np.floating[Any]]) -> Array:

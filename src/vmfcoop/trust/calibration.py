@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import beta
 from torch import Tensor
 
 from vmfcoop.errors import UserError
+from vmfcoop.evaluation.intervals import clopper_pearson
 from vmfcoop.evaluation.metrics import CALIBRATION_BINS, classification_metrics
 
 LARGEST_TEMPERATURE = 32.0
@@ -146,31 +146,6 @@ def reliability(
         confidence, accuracy = np.bincount(place, weights=top, minlength=bins) / counts, hits / counts
     lower, upper = clopper_pearson(hits, counts)
     return Reliability(edges, counts, confidence, accuracy, lower, upper)
-
-
-def clopper_pearson(
-    hits: NDArray[Any], counts: NDArray[Any], confidence: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Exact binomial interval of a share (Clopper & Pearson, Biometrika 1934); NaN where there is no trial.
-
-    Args:
-        hits: successes, any shape.
-        counts: trials, the same shape.
-        confidence: of the interval.
-
-    Returns:
-        Lower and upper ends, in that shape.
-
-    Example:
-        >>> lower, upper = clopper_pearson(np.array([0, 9]), np.array([10, 10]))
-        >>> lower.round(3).tolist(), upper.round(3).tolist()
-        ([0.0, 0.555], [0.308, 0.997])
-    """
-    hits, counts = np.asarray(hits, np.float64), np.asarray(counts, np.float64)
-    tail = (1 - confidence) / 2
-    lower = np.where(hits > 0, beta.ppf(tail, hits, counts - hits + 1), 0.0)
-    upper = np.where(hits < counts, beta.ppf(1 - tail, hits + 1, counts - hits), 1.0)
-    return np.where(counts > 0, lower, np.nan), np.where(counts > 0, upper, np.nan)
 
 
 def calibration_scores(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from vmfcoop.errors import UserError, unknown_name
-from vmfcoop.trust.calibration import clopper_pearson
+from vmfcoop.evaluation.intervals import clopper_pearson
 
 RAPS_FREE_RANKS = 1
 """k_reg of RAPS: the classes that a set may have without a penalty."""

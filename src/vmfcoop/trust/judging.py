@@ -152,11 +152,13 @@ class Judgement:
     """What is said of images.
 
     Attributes:
+        plain: probabilities as the classifier gives them, shape ``(n, C)``.
         probabilities: temperature-scaled if that was asked for, shape ``(n, C)``.
         sets: which classes are in the prediction set, ``(n, C)``, or None.
         outside: how far outside they are, or None.
     """
 
+    plain: NDArray[np.float64]
     probabilities: NDArray[np.float64]
     sets: NDArray[np.bool_] | None
     outside: Outside | None
@@ -187,6 +189,7 @@ class Judge:
             kept = self.trust.calibration_scores[self.request.ood]
             found = outside(all_scores(seen)[self.request.ood].numpy(), kept.numpy())
         return Judgement(
+            plain,
             tempered(seen.logits, self.trust.temperature) if self.request.calibrated else plain,
             # Of the plain probabilities: the guarantee needs no calibrated ones.
             None if self.sets is None else self.sets.sets(plain),
