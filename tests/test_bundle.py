@@ -31,7 +31,8 @@ from vmfcoop.data import Dataset, load_dataset, sample_support
 from vmfcoop.data.installed import dataset_home, install, staging
 from vmfcoop.descriptions import load_descriptions, packaged_descriptions
 from vmfcoop.errors import UserError
-from vmfcoop.pipeline import FitRequest, evaluate_run, predict_images, run_fit
+from vmfcoop.pipeline import FitRequest, run_fit
+from vmfcoop.predicting import evaluate_run, predict_images
 from vmfcoop.run import read_run
 
 NAMES = ("glioma tumor", "meningioma tumor", "normal brain")

@@ -29,7 +29,8 @@ from vmfcoop.explain.images import Standing, explain_images, standing
 from vmfcoop.explain.outputs import named_images, written_whole
 from vmfcoop.explain.placement import Box, place_map, seen_box
 from vmfcoop.explain.verdict import CRITERIA
-from vmfcoop.pipeline import FitRequest, OpenRun, open_run, predict_images, run_fit
+from vmfcoop.pipeline import FitRequest, OpenRun, open_run, run_fit
+from vmfcoop.predicting import predict_images
 from vmfcoop.run import Run, read_run
 
 CLASSES = ("glioma tumor", "meningioma tumor", "normal brain")

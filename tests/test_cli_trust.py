@@ -22,14 +22,8 @@ from vmfcoop.backbones import load_backbone
 from vmfcoop.data import load_dataset, sample_support
 from vmfcoop.data.phantoms import PHANTOMS, materialise
 from vmfcoop.evaluation import classification_metrics
-from vmfcoop.pipeline import (
-    FitRequest,
-    Predictions,
-    calibration_rows,
-    predict_images,
-    recorded_dataset,
-    run_fit,
-)
+from vmfcoop.pipeline import FitRequest, calibration_rows, recorded_dataset, run_fit
+from vmfcoop.predicting import Predictions, predict_images
 from vmfcoop.reporting.terminal import coverage_table, metrics_table, predictions_table
 from vmfcoop.run import read_run
 from vmfcoop.trust.conformal import SetRequest, coverage, fit_sets

@@ -19,7 +19,7 @@ from vmfcoop.benchmark.recipe import load_recipe
 from vmfcoop.benchmark.results import read_bench
 from vmfcoop.errors import UserError
 from vmfcoop.features import CachedEncoder
-from vmfcoop.pipeline import evaluate_run
+from vmfcoop.predicting import evaluate_run
 
 
 @pytest.fixture(scope="module")

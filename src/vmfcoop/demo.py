@@ -18,7 +18,8 @@ from vmfcoop.data import Dataset
 from vmfcoop.data.phantoms import PHANTOMS
 from vmfcoop.errors import UserError, unknown_name
 from vmfcoop.evaluation import harmonic_mean
-from vmfcoop.pipeline import FitRequest, predict_images, run_fit
+from vmfcoop.pipeline import FitRequest, run_fit
+from vmfcoop.predicting import predict_images
 from vmfcoop.progress import ProgressReport, no_progress
 from vmfcoop.reporting.run_report import write_run_report
 from vmfcoop.run import REPORT, Run, refuse_existing

@@ -240,7 +240,7 @@ def evaluate(
     Example: [bold]vmfcoop evaluate runs/lesions other-clinic/ --json[/]
     Example: [bold]vmfcoop evaluate runs/lesions --conformal 0.1 --calibrated[/]
     """
-    from vmfcoop.pipeline import evaluate_run
+    from vmfcoop.predicting import evaluate_run
     from vmfcoop.reporting.terminal import calibration_table, coverage_table, metrics_table
 
     wanted = _trust_request(conformal, conformal_method, class_conditional, calibration, None, calibrated)
@@ -315,7 +315,7 @@ def predict(
     Example: [bold]vmfcoop predict runs/lesions new/ --conformal 0.1 --ood --calibrated[/]
     """
     from vmfcoop.files import write_atomically
-    from vmfcoop.pipeline import predict_images
+    from vmfcoop.predicting import predict_images
     from vmfcoop.reporting.terminal import predictions_table
     from vmfcoop.trust.ood import DEFAULT_OOD_SCORE
 

@@ -16,7 +16,7 @@ from vmfcoop.data.image_io import IMAGE_SUFFIXES
 from vmfcoop.data.references import parse_reference
 from vmfcoop.errors import UserError
 from vmfcoop.files import full_disk_is_said
-from vmfcoop.pipeline import find_images
+from vmfcoop.predicting import find_images
 
 PAGE = "index.html"
 SUMMARY = "explained.json"
