@@ -135,9 +135,14 @@ def tables(names: Sequence[str], measured: Sequence[Measured]) -> str:
     return "\n\n".join(parts)
 
 
+def groups_of(measured: Sequence[Measured]) -> NDArray[np.str_]:
+    """The group of every image of several datasets; patients of different datasets are different ones."""
+    return np.array([f"{i} {group}" for i, each in enumerate(measured) for group in each["groups"]])
+
+
 def pooled(measured: Sequence[Measured], setting: str) -> SaliencyChecks:
-    """The images of several datasets as one set; patients of different datasets are different ones."""
-    groups = np.array([f"{i} {group}" for i, each in enumerate(measured) for group in each["groups"]])
+    """The images of several datasets as one set."""
+    groups = groups_of(measured)
     rows: dict[str, MapChecks] = {}
     for row in measured[0][setting]:
         title = MAP_METHODS[row].title if row in MAP_METHODS else BASELINES[row]
@@ -147,7 +152,7 @@ def pooled(measured: Sequence[Measured], setting: str) -> SaliencyChecks:
     }
     baselines = {name: checks for name, checks in rows.items() if name in BASELINES}
     files = tuple(groups.tolist())
-    return SaliencyChecks(methods, baselines, files, groups, "uniform" in baselines, {"contrast": setting})
+    return SaliencyChecks(methods, baselines, files, "uniform" in baselines, {"contrast": setting})
 
 
 def values_of(measured: Sequence[Measured], setting: str, row: str) -> dict[str, NDArray[np.float64]]:
@@ -189,7 +194,7 @@ def columns_of(measured: Measured) -> set[str]:
 
 def differences(measured: Sequence[Measured], others: Sequence[str], key: str) -> str:
     """One number of vMFCoOp's maps minus that of others, image by image."""
-    groups = pooled(measured, OURS).groups
+    groups = groups_of(measured)
     lines = [f"| map | {' | '.join(others)} |", f"|---|{'---:|' * len(others)}"]
     for method in (row for row in measured[0][OURS] if row in MAP_METHODS):
         own = values_of(measured, OURS, method)[key]

@@ -286,7 +286,7 @@ def test_without_its_backbone(copied, tmp_path, full_run, whole):
     assert "The backbone is not at hand" in shown.text
     assert "probabilities rounded to six digits" in words(shown)
     assert [1 for tag, _ in shown.elements if tag == "img"]  # the support set needs no backbone
-    assert row_of(shown, NAMES[0], 8)[0][1] == f"{whole.recorded_fields[1][1]:.3f}"
+    assert row_of(shown, NAMES[0], 8)[0][1] == f"{whole.recorded_lengths[1]:.3f}"
     assert gather(copied, full_run.record["backbone"]["spec"], "cpu").missing == {}
 
 
@@ -470,7 +470,7 @@ def test_shades_and_words_of_tables():
     shades = np.array([[entry.shade for entry in row[1:]] for row in other.rows])
     assert shades.min() == 0 and shades.max() == 1 and shades[0, 2] == 1
     assert confusion_in_words([[5, 2], [0, 3]], ("a", "b")) == ["2 of 7 images of a were taken for b."]
-    kept = fields_table(("a",), None, (20.0, 0.4), [(30.0, 0.6)], 64)
+    kept = fields_table(("a",), None, 0.4, [0.6], 64)
     assert [row[0].text for row in (*kept.rows, *kept.below)] == ["a", "vocabulary"]
 
 

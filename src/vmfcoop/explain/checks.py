@@ -67,7 +67,6 @@ class SaliencyChecks:
         methods: by the map's name.
         baselines: by the names of :data:`BASELINES`; ``uniform`` only where there are masks.
         files: images that were looked at.
-        groups: of each of them, shape ``(n,)``, or None.
         has_masks: whether their findings are known.
         settings: of the check.
     """
@@ -75,7 +74,6 @@ class SaliencyChecks:
     methods: dict[str, MapChecks]
     baselines: dict[str, MapChecks]
     files: tuple[str, ...]
-    groups: NDArray[np.str_] | None
     has_masks: bool
     settings: dict[str, Any]
 
@@ -223,7 +221,7 @@ def check_maps(
         found[method] = replace(summary, verdict=judge(summary.numbers))
     settings = {"contrast": contrast, "seed": seed, **measures.settings()}
     has_masks = sample.masks is not None
-    return SaliencyChecks(found, baselines, sample.files, sample.groups, has_masks, settings)
+    return SaliencyChecks(found, baselines, sample.files, has_masks, settings)
 
 
 def _baselines(measures: MapMeasures, sample: Sample) -> dict[str, MapChecks]:

@@ -198,12 +198,10 @@ class Evidence:
         return self._kept("anchors")
 
     @cached_property
-    def recorded_fields(self) -> list[tuple[float, float]] | None:
-        """Concentration and resultant length of the vocabulary's field and of each class's, as kept."""
-        kappas, lengths = self._kept("field_concentrations"), self._kept("field_resultant_lengths")
-        if kappas is None or lengths is None:
-            return None
-        return [(float(kappa), float(length)) for kappa, length in zip(kappas, lengths, strict=True)]
+    def recorded_lengths(self) -> list[float] | None:
+        """Resultant length of the vocabulary's field and of each class's, as kept, 1 + C of them."""
+        lengths = self._kept("field_resultant_lengths")
+        return None if lengths is None else [float(length) for length in lengths]
 
     def _kept(self, key: str) -> Tensor | None:
         """A tensor of the adapter, also where it is that of the prompts inside another classifier."""

@@ -467,7 +467,7 @@ def _cosine_tables(texts: Mapping[str, Any], names: Sequence[str]) -> list[PageT
 
 
 def _fields(evidence: Evidence) -> Block:
-    fields, recorded = evidence.class_fields, evidence.recorded_fields
+    fields, recorded = evidence.class_fields, evidence.recorded_lengths
     if fields is None and recorded is None:
         return Block(why=evidence.why("backbone", "descriptions", "fields"))
     dim = evidence.anchors.shape[1] if fields is None and evidence.anchors is not None else _dim(evidence)

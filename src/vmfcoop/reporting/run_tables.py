@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vmfcoop.evaluation.intervals import Interval, MetricIntervals
 from vmfcoop.sphere import VonMisesFisherFit, inverse_bessel_ratio
 from vmfcoop.sphere.caps import cap_angle
+from vmfcoop.sphere.vmf import debiased_concentration
 
 NONE = "–"
 PAPER = 12
@@ -209,8 +211,8 @@ def cosine_table(
 def fields_table(
     names: Sequence[str],
     fields: Sequence[VonMisesFisherFit] | None,
-    vocabulary: tuple[float, float] | None,
-    recorded: Sequence[tuple[float, float]] | None,
+    vocabulary: float | None,
+    recorded: Sequence[float] | None,
     dim: int,
 ) -> PageTable:
     """The von Mises-Fisher laws of the descriptions, and that of the vocabulary.
@@ -218,8 +220,8 @@ def fields_table(
     Args:
         names: C class names.
         fields: of the classes; None where the texts or the text tower are gone.
-        vocabulary: kappa and resultant length of the vocabulary's law, of methods that have one.
-        recorded: kappa and resultant length of each class as the run kept them, where ``fields`` is None.
+        vocabulary: resultant length of the vocabulary's law, of methods that have one.
+        recorded: resultant length of each class as the run kept it, where ``fields`` is None.
         dim: d.
     """
     rows = []
@@ -228,10 +230,10 @@ def fields_table(
             length, count = float(fields[i].resultant_length), fields[i].count
             rows.append(_field_row(name, length, count, dim, *_nearest(i, names, fields)))
         elif recorded is not None:
-            rows.append(_field_row(name, recorded[i][1], None, dim, Entry(NONE), Entry(NONE)))
+            rows.append(_field_row(name, recorded[i], None, dim, Entry(NONE), Entry(NONE)))
     below: tuple[tuple[Entry, ...], ...] = ()
     if vocabulary is not None:
-        below = (_field_row("vocabulary", vocabulary[1], None, dim, Entry(NONE), Entry(NONE)),)
+        below = (_field_row("vocabulary", vocabulary, None, dim, Entry(NONE), Entry(NONE)),)
     columns = (
         "class",
         "descriptions",
@@ -248,13 +250,12 @@ def fields_table(
 def _field_row(
     name: str, length: float, count: int | None, dim: int, angle: Entry, nearest: Entry
 ) -> tuple[Entry, ...]:
-    kappa = _kappa(dim, length)
+    resultant = torch.tensor(length, dtype=torch.float64)
+    kappa = float(inverse_bessel_ratio(dim, resultant))
     half = math.degrees(cap_angle(dim, kappa))
     unbiased = Entry(NONE)
     if count is not None:
-        # R^2 without what the sum of n random directions has by chance, as the estimator "debiased" takes it.
-        squared = max(0.0, (count * length**2 - 1) / (count - 1))
-        unbiased = _number(_kappa(dim, math.sqrt(squared)), digits=1)
+        unbiased = _number(float(debiased_concentration(resultant, dim, count)), digits=1)
     return (
         Entry(name),
         Entry(NONE) if count is None else _number(count, digits=0),
@@ -265,12 +266,6 @@ def _field_row(
         angle,
         nearest,
     )
-
-
-def _kappa(dim: int, length: float) -> float:
-    import torch
-
-    return float(inverse_bessel_ratio(dim, torch.tensor(length, dtype=torch.float64)))
 
 
 def _nearest(i: int, names: Sequence[str], fields: Sequence[VonMisesFisherFit]) -> tuple[Entry, Entry]:

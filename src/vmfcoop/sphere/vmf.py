@@ -362,7 +362,19 @@ def _banerjee(length: Tensor, dim: int, count: int, eps: float) -> Tensor:
     return length * (dim - length**2) / (1 - length**2 + eps)
 
 
-def _debiased(length: Tensor, dim: int, count: int, eps: float) -> Tensor:
+def debiased_concentration(length: Tensor, dim: int, count: int) -> Tensor:
+    """The estimate ``debiased`` of :func:`fit_vmf` from the resultant length of n unit vectors.
+
+    R^2 loses what the sum of n random directions has by chance: R^2 <- max(0, (n R^2 - 1) / (n - 1)).
+
+    Args:
+        length: R, any shape, float64.
+        dim: d.
+        count: n >= 2.
+
+    Returns:
+        kappa, in that shape.
+    """
     squared = (count * length**2 - 1) / (count - 1)
     positive = torch.where(squared > 0, squared, 1)  # the square root has no finite gradient at 0
     return inverse_bessel_ratio(dim, torch.where(squared > 0, positive.sqrt(), 0))
@@ -371,7 +383,7 @@ def _debiased(length: Tensor, dim: int, count: int, eps: float) -> Tensor:
 _ESTIMATORS: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
     "newton": _newton,
     "banerjee": _banerjee,
-    "debiased": _debiased,
+    "debiased": lambda length, dim, count, _eps: debiased_concentration(length, dim, count),
 }
 
 
